@@ -1,0 +1,108 @@
+"""Episodes as rows of tokens, and rows as micro-batches that never change the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from score_rl.episodes import Episode
+
+
+class Row(NamedTuple):
+    """One sequence: its ids, and for each the attempt it was sampled in (0: not sampled by this policy)."""
+
+    episode: int
+    ids: tuple[int, ...]
+    turn: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows for one forward pass.
+
+    Attributes:
+        input_ids: [B, T].
+        attention_mask: [B, T].
+        turn: [B, T]; it is loss mask, attempt mask and the index that spreads per-attempt numbers over tokens.
+        row_episode: [B], the episode of each row.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    turn: Tensor
+    row_episode: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.input_ids.shape == self.attention_mask.shape == self.turn.shape:
+            raise ValueError("input_ids, attention_mask and turn differ in shape")
+        if self.row_episode.shape != self.input_ids.shape[:1]:
+            raise ValueError("row_episode needs one entry a row")
+
+    @property
+    def predicts(self) -> Tensor:
+        """[B, T-1]: True where the next token was sampled."""
+        return self.turn[:, 1:] > 0
+
+    @property
+    def targets(self) -> Tensor:
+        """[N] ids of the trained tokens."""
+        return self.input_ids[:, 1:][self.predicts]
+
+    @property
+    def token_turn(self) -> Tensor:
+        """[N] attempt of each trained token, from 1."""
+        return self.turn[:, 1:][self.predicts]
+
+    @property
+    def token_episode(self) -> Tensor:
+        """[N] episode of each trained token."""
+        return self.row_episode[:, None].expand_as(self.turn[:, 1:])[self.predicts]
+
+
+def rows(episodes: Sequence[Episode]) -> list[Row]:
+    """Rows of all episodes: one each, and one more wherever a context does not start with what came before.
+
+    A new row holds the rewritten context, so earlier attempts in it are context (0) and not trained twice.
+    """
+    out = []
+    for index, episode in enumerate(episodes):
+        ids: tuple[int, ...] = ()
+        turn: tuple[int, ...] = ()
+        for k, attempt in enumerate(episode.attempts, start=1):
+            if ids and attempt.context_ids[: len(ids)] != ids:
+                out.append(Row(index, ids, turn))
+                ids = turn = ()
+            turn += (0,) * (len(attempt.context_ids) - len(ids))
+            turn += (k if attempt.sampled else 0,) * len(attempt.token_ids)
+            ids = attempt.context_ids + attempt.token_ids
+        out.append(Row(index, ids, turn))
+    return [row for row in out if any(row.turn)]
+
+
+def micro_batches(all_rows: Sequence[Row], pad_id: int, max_tokens: int, device: torch.device) -> list[Batch]:
+    """Rows of like length together, at most `max_tokens` padded tokens each (a longer row goes alone)."""
+    batches: list[list[Row]] = []
+    for row in sorted(all_rows, key=lambda r: -len(r.ids)):
+        if not batches or (len(batches[-1]) + 1) * len(batches[-1][0].ids) > max_tokens:
+            batches.append([])
+        batches[-1].append(row)
+    return [collate(part, pad_id, device) for part in batches]
+
+
+def collate(part: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
+    """A batch of rows, padded on the right."""
+    width = max(len(row.ids) for row in part)
+
+    def padded(values: Sequence[tuple[int, ...]], fill: int) -> Tensor:
+        return torch.tensor([v + (fill,) * (width - len(v)) for v in values], device=device)
+
+    return Batch(
+        input_ids=padded([row.ids for row in part], pad_id),
+        attention_mask=padded([(1,) * len(row.ids) for row in part], 0),
+        turn=padded([row.turn for row in part], 0),
+        row_episode=torch.tensor([row.episode for row in part], device=device),
+    )

@@ -1,0 +1,297 @@
+"""The transformers engine: batched decoding that carries its cache from one attempt into the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from score_rl.draws import uniform
+from score_rl.settings import SamplingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PreTrainedModel
+
+# Below this share of rows still running, the finished ones leave the batch: copying the cache costs about a step.
+COMPACT_BELOW = 0.75
+
+
+class Sample(NamedTuple):
+    """One sampled attempt: its tokens, their log-probs (nats) under the sampling distribution, and how it ended."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+class Session(Protocol):
+    """Rows of one batch of episodes, attempt after attempt."""
+
+    def sample(
+        self,
+        contexts: Sequence[tuple[int, ...]],
+        parents: Sequence[int] | None,
+        keys: Sequence[int],
+        sampling: SamplingSettings,
+        max_new_tokens: int,
+        *,
+        last: bool = False,
+    ) -> list[Sample]:
+        """One attempt for each context.
+
+        Args:
+            contexts: token ids in front of the attempt.
+            parents: the row of the previous call that each context continues; None in the first call.
+            keys: a 64-bit key for each row, from which its random draws follow.
+            last: nothing will continue these rows.
+        """
+
+
+class Engine(Protocol):
+    """Samples tokens from the policy."""
+
+    def open(self) -> Session:
+        """A session for one batch of episodes."""
+
+
+class TransformersEngine:
+    """Decodes with a transformers model in this process.
+
+    Args:
+        model: a causal language model whose layers attend to all that came before.
+        end_ids: tokens that end an attempt.
+        pad_id: fills rows; never attended to.
+    """
+
+    def __init__(self, model: PreTrainedModel, end_ids: frozenset[int], pad_id: int) -> None:
+        self.model = model
+        self.end_ids = torch.tensor(sorted(end_ids))
+        self.pad_id = pad_id
+
+    def open(self) -> TransformersSession:
+        """A session whose cache lives as long as it does."""
+        return TransformersSession(self)
+
+
+class _Rows(NamedTuple):
+    """Cached rows: keys and values [B, heads, T, dim] by layer, which positions are real [B, T], and their ids."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+    ids: list[tuple[int, ...]]
+
+
+class TransformersSession:
+    """One prefill for each distinct context, expanded over the rows that share it, continued without re-prefill."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        self.engine = engine
+        self.rows: _Rows | None = None
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        contexts: Sequence[tuple[int, ...]],
+        parents: Sequence[int] | None,
+        keys: Sequence[int],
+        sampling: SamplingSettings,
+        max_new_tokens: int,
+        *,
+        last: bool = False,
+    ) -> list[Sample]:
+        """As `Session.sample`."""
+        jobs: dict[tuple[int, tuple[int, ...]], int] = {}
+        sources = parents if parents is not None else [0] * len(contexts)
+        row_job = [jobs.setdefault(job, len(jobs)) for job in zip(sources, contexts, strict=True)]
+        with _evaluating(self.engine.model):
+            cache, mask, logits = self._prefill(list(jobs))
+            index = torch.tensor(row_job, device=logits.device)
+            if len(jobs) < len(contexts):
+                cache.batch_select_indices(index)
+                mask, logits = mask[index], logits[index]
+            elif row_job != list(range(len(contexts))):  # pragma: no cover - distinct jobs keep their order
+                raise AssertionError("distinct contexts are numbered in order")
+            return self._decode(cache, mask, logits, contexts, keys, sampling, max_new_tokens, last)
+
+    def _prefill(self, jobs: list[tuple[int, tuple[int, ...]]]) -> tuple[object, Tensor, Tensor]:
+        """Cache, mask [B, T] and next-token logits [B, V] behind each context."""
+        from transformers import DynamicCache
+
+        rows = self.rows
+        reuse = rows is not None and all(context[: len(rows.ids[p])] == rows.ids[p] for p, context in jobs)
+        device = self.engine.model.device
+        if rows is not None and reuse:
+            parents = [parent for parent, _ in jobs]
+            index = torch.tensor(parents, device=device)
+            cache = DynamicCache(ddp_cache_data=[(k[index], v[index]) for k, v in rows.layers])
+            old_mask = rows.mask[index]
+            suffixes = [context[len(rows.ids[parent]) :] for parent, context in jobs]
+        else:
+            cache = DynamicCache()
+            old_mask = torch.zeros(len(jobs), 0, dtype=torch.bool, device=device)
+            suffixes = [context for _, context in jobs]
+        self.rows = None
+        width = max(len(suffix) for suffix in suffixes)
+        ids = [(self.engine.pad_id,) * (width - len(s)) + s for s in suffixes]
+        new_mask = torch.tensor([[t >= width - len(s) for t in range(width)] for s in suffixes], device=device)
+        mask = torch.cat([old_mask, new_mask], dim=1)
+        logits = self._forward(torch.tensor(ids, device=device), mask, cache)
+        return cache, mask, logits
+
+    def _forward(self, input_ids: Tensor, mask: Tensor, cache: object) -> Tensor:
+        """Next-token logits [B, V] behind `input_ids` [B, t], whose keys and values join the cache."""
+        positions = mask.long().cumsum(1).sub(1).clamp(min=0)[:, -input_ids.shape[1] :]
+        out = self.engine.model(
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
+
+    def _decode(
+        self,
+        cache: object,
+        mask: Tensor,
+        logits: Tensor,
+        contexts: Sequence[tuple[int, ...]],
+        keys: Sequence[int],
+        sampling: SamplingSettings,
+        max_new_tokens: int,
+        last: bool,
+    ) -> list[Sample]:
+        device = logits.device
+        end_ids = self.engine.end_ids.to(device)
+        key = torch.tensor(keys, dtype=torch.int64, device=device)
+        row = torch.arange(len(contexts), device=device)
+        tokens = torch.full((len(contexts), max_new_tokens), self.engine.pad_id, dtype=torch.int64, device=device)
+        logprobs = torch.zeros(len(contexts), max_new_tokens, device=device)
+        length = torch.full((len(contexts),), max_new_tokens, device=device)
+        finished = torch.zeros(len(contexts), dtype=torch.bool, device=device)
+        running = torch.ones(len(row), dtype=torch.bool, device=device)
+        left: list[tuple[Tensor, _Rows]] = []
+        for position in range(max_new_tokens):
+            token, logprob = draw(logits, sampling, uniform(key, position))
+            here = row[running]
+            tokens[here, position], logprobs[here, position] = token[running], logprob[running]
+            ended = running & torch.isin(token, end_ids)
+            length[row[ended]] = position + 1
+            finished[row[ended]] = True
+            running &= ~ended
+            alive = int(running.sum())
+            if not alive or position == max_new_tokens - 1:
+                break
+            if alive < COMPACT_BELOW * len(row):
+                if not last:
+                    left.append((row[~running], _take(cache, mask, ~running)))
+                keep = running.nonzero()[:, 0]
+                cache.batch_select_indices(keep)  # type: ignore[attr-defined]
+                mask, token, row, key = mask[keep], token[keep], row[keep], key[keep]
+                running = torch.ones(len(row), dtype=torch.bool, device=device)
+            mask = torch.cat([mask, running[:, None]], dim=1)
+            logits = self._forward(token[:, None], mask, cache)
+        steps, lengths = tokens.tolist(), length.tolist()
+        samples = [
+            Sample(tuple(steps[i][:n]), tuple(values[:n]), end)
+            for i, (n, values, end) in enumerate(zip(lengths, logprobs.tolist(), finished.tolist(), strict=True))
+        ]
+        if not last:
+            left.append((row, _take(cache, mask, torch.ones_like(running))))
+            # The cache holds an attempt up to the token before its last, which was drawn but never fed.
+            ids = [context + sample.token_ids[:-1] for context, sample in zip(contexts, samples, strict=True)]
+            self.rows = _realign(left, ids)
+        return samples
+
+
+def draw(logits: Tensor, sampling: SamplingSettings, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens [B] and their log-probs [B] (nats) under the distribution drawn from.
+
+    Greedy decoding takes the most probable token and gives its log-prob at temperature 1.
+
+    Args:
+        logits: [B, V].
+        uniforms: [B] in [0, 1), from which the inverse of the distribution function picks a token.
+    """
+    if sampling.temperature == 0:
+        token = logits.argmax(dim=-1)
+        return token, _pick(logits.log_softmax(dim=-1), token)
+    log_p = (logits / sampling.temperature).log_softmax(dim=-1)
+    if sampling.truncated:
+        log_p = truncate(log_p, sampling).log_softmax(dim=-1)
+    cumulative = log_p.double().exp().cumsum(dim=-1)
+    # Scaled by the total, which rounding keeps from being 1, so that the last token with probability is the last drawn.
+    target = uniforms[:, None] * cumulative[:, -1:]
+    token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return token, _pick(log_p, token)
+
+
+def truncate(log_p: Tensor, sampling: SamplingSettings) -> Tensor:
+    """Log-probs [B, V] with minus infinity outside the top-k, top-p and min-p sets; the best token always stays."""
+    ordered, order = log_p.sort(dim=-1, descending=True)
+    probability = ordered.exp()
+    drop = probability.cumsum(dim=-1) - probability >= sampling.top_p
+    drop |= probability < sampling.min_p * probability[:, :1]
+    if sampling.top_k is not None:
+        drop[:, sampling.top_k :] = True
+    drop[:, 0] = False
+    return log_p.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), -torch.inf)
+
+
+def _pick(values: Tensor, token: Tensor) -> Tensor:
+    return values.gather(1, token[:, None])[:, 0]
+
+
+def _take(cache: object, mask: Tensor, rows: Tensor) -> _Rows:
+    layers = [(layer[0][rows], layer[1][rows]) for layer in cache]  # type: ignore[attr-defined]
+    return _Rows(layers, mask[rows][:, : layers[0][0].shape[2]], [])
+
+
+def _realign(parts: list[tuple[Tensor, _Rows]], ids: list[tuple[int, ...]]) -> _Rows:
+    """Rows that left at different times as one batch in the first order, padding on the left and no holes."""
+    order = torch.cat([row for row, _ in parts])
+    width = max(len(row_ids) for row_ids in ids)
+    parts_layers = []
+    masks = []
+    for _, part in parts:
+        # A stable sort by "is real" moves the padding and the holes to the left and keeps the tokens in order.
+        source = part.mask.int().argsort(dim=1, stable=True)[:, -width:]
+        masks.append(_pad_left(part.mask.gather(1, source), width))
+        layers = []
+        for keys, values in part.layers:
+            at = source[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+            at_v = source[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+            layers.append((_pad_left(keys.gather(2, at), width, 2), _pad_left(values.gather(2, at_v), width, 2)))
+        parts_layers.append(layers)
+    back = order.argsort()
+    layers = [
+        (torch.cat([p[i][0] for p in parts_layers])[back], torch.cat([p[i][1] for p in parts_layers])[back])
+        for i in range(len(parts_layers[0]))
+    ]
+    return _Rows(layers, torch.cat(masks)[back], ids)
+
+
+def _pad_left(values: Tensor, width: int, dim: int = 1) -> Tensor:
+    missing = width - values.shape[dim]
+    if missing <= 0:
+        return values
+    shape = list(values.shape)
+    shape[dim] = missing
+    return torch.cat([values.new_zeros(shape), values], dim=dim)
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout off while sampling, so that sampler and reference agree."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,92 @@
+"""The records that everything else passes around: Problem, Grade, Attempt, Episode."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its gold answer; `meta` carries whatever else the data has (subject, level, ...)."""
+
+    id: str
+    question: str
+    answer: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader says of one attempt.
+
+    `correct` is what accuracies count; `reward` is what training maximises; `answer` is what was extracted
+    (None if nothing was); `note` says why a grade is what it is (`timeout`, `unparsable`, ...).
+    """
+
+    correct: bool
+    reward: float
+    answer: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One answer of the policy.
+
+    Attributes:
+        context_ids: every token in front of the attempt, from the start of the conversation.
+        token_ids: what was sampled, the end-of-turn token included if it was sampled.
+        finished: the end-of-turn token was sampled (False: cut off at the token limit).
+        sampled: by the policy that is being trained, in this step. False for a stored first attempt, which
+            gets neither policy gradient nor KL.
+        engine_logprobs: log-probability of each token under the distribution it was sampled from, in nats.
+    """
+
+    context_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
+    sampled: bool = True
+    engine_logprobs: tuple[float, ...] = ()
+    grade: Grade | None = None
+
+    @property
+    def correct(self) -> bool:
+        """Whether the grader called the attempt right; an ungraded attempt is a programming error."""
+        assert self.grade is not None, "the attempt has not been graded"
+        return self.grade.correct
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A problem with its attempts, in order.
+
+    `path` places the episode in its problem's tree of samples: `path[k-1]` numbers attempt `k` among those that
+    share its context, so two episodes with equal `path[:k]` share attempts 1 to k.
+    """
+
+    problem: Problem
+    attempts: tuple[Attempt, ...]
+    path: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for one JSON line; `from_json` gives the same episode back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Episode:
+        """The episode that `to_json` wrote."""
+        attempts = tuple(
+            Attempt(
+                **{
+                    **attempt,
+                    "context_ids": tuple(attempt["context_ids"]),
+                    "token_ids": tuple(attempt["token_ids"]),
+                    "engine_logprobs": tuple(attempt["engine_logprobs"]),
+                    "grade": None if attempt["grade"] is None else Grade(**attempt["grade"]),
+                }
+            )
+            for attempt in row["attempts"]
+        )
+        return cls(Problem(**row["problem"]), attempts, tuple(row["path"]))

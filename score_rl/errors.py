@@ -1,0 +1,21 @@
+"""Errors whose message names what was wrong and the mend; the command line prints them as one line."""
+
+
+class ScoreError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ConfigError(ScoreError, ValueError):
+    """A setting, a model or a combination of the two that cannot work."""
+
+
+class DataError(ScoreError, ValueError):
+    """A data set, or a row of one, that cannot be used."""
+
+
+class MissingExtra(ScoreError, ImportError):
+    """An optional library that is not installed."""
+
+
+class CheckpointError(ScoreError, RuntimeError):
+    """A run directory or a checkpoint that cannot be read, written or continued."""

@@ -1,0 +1,41 @@
+"""First attempts sampled once from the reference, to start episodes from (paper, section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from score_rl.episodes import Attempt, Episode, Problem
+from score_rl.records import read_jsonl, to_lines, write_text
+from score_rl.rollout import Plan, Player
+from score_rl.settings import Settings, StageSettings
+from score_rl.tracking import Screen
+
+
+def stored_attempts(
+    file: Path,
+    player: Player,
+    problems: Sequence[Problem],
+    stage: StageSettings,
+    settings: Settings,
+    screen: Screen,
+) -> dict[str, list[Attempt]]:
+    """`stage.offline_attempts` first attempts for each problem id, from `file` or else sampled and written there.
+
+    Args:
+        player: samples from the reference.
+    """
+    if not file.is_file():
+        plan = Plan(
+            (stage.offline_attempts,), (stage.max_new_tokens[0],), stage.sampling, settings.train.rollout_rows
+        )
+        with screen.task("offline attempts", len(problems)) as advance:
+            episodes = player.play(
+                problems, plan, (settings.seed, "offline"), progress=lambda number: advance(number, "")
+            )
+        write_text(file, to_lines(episode.to_json() for episode in episodes))
+    store: dict[str, list[Attempt]] = {}
+    for _, row in read_jsonl(file):
+        episode = Episode.from_json(row)
+        store.setdefault(episode.problem.id, []).append(episode.attempts[0])
+    return store

@@ -1,0 +1,427 @@
+"""The training loop: every stage is the same loop over a different `Objective`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import cos, pi
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from score_rl.chat import Chat
+from score_rl.checkpoint import (
+    Best,
+    Progress,
+    best_path,
+    checkpoints,
+    load_best,
+    load_optimizer,
+    load_weights,
+    read_progress,
+    save_best,
+    save_checkpoint,
+)
+from score_rl.data.load import load_problems
+from score_rl.draws import derive
+from score_rl.episodes import Attempt, Problem
+from score_rl.evaluate import evaluate, make_player, write_evaluation
+from score_rl.metrics import training_metrics
+from score_rl.monitor import Watch
+from score_rl.objectives import Objective, multi_turn, single_turn, stage1, stage2, substage
+from score_rl.offline import stored_attempts
+from score_rl.policy import load_model, load_policy, load_tokenizer
+from score_rl.records import write_directory
+from score_rl.rewards import make_grader
+from score_rl.rollout import Plan
+from score_rl.run import RunDirectory, stage_plan
+from score_rl.settings import EvalSettings, SamplingSettings, Settings, StageSettings
+from score_rl.tracking import Screen, step_note
+from score_rl.update import accumulate
+
+Metrics = dict[str, Any]
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived, and the run was saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def make_objective(stage: StageSettings, beta2: float | None = None) -> Objective:
+    """The objective that a stage's settings describe, with the pin at `beta2` where a controller moved it."""
+    pin = stage.beta2 if beta2 is None else beta2
+    if stage.kind == "stage1":
+        return stage1(beta1=stage.beta1, beta2=pin)
+    if stage.kind == "substage":
+        return substage(stage.attempts - 1, beta1=stage.beta1, beta2=pin)
+    if stage.kind == "single_turn":
+        return single_turn(beta1=stage.beta1)
+    if stage.kind == "multi_turn":
+        return multi_turn(beta1=stage.beta1, attempts=stage.attempts, credit=stage.credit, gamma=stage.gamma)
+    return stage2(
+        alpha=stage.alpha,
+        alpha_fix=stage.alpha_fix,
+        alpha_break=stage.alpha_break,
+        beta1=stage.beta1,
+        gamma=stage.gamma,
+        attempts=stage.attempts,
+    )
+
+
+def adapt_beta2(beta2: float, kl: float, stage: StageSettings) -> float:
+    """The pin for the next step: moved towards the target KL of attempt 1, by at most the set rate."""
+    control = stage.adaptive_beta2
+    if control is None:
+        return beta2
+    error = max(-1.0, min(1.0, kl / control.target - 1.0))
+    return beta2 * (1.0 + control.rate * error)
+
+
+def learning_rate(stage: StageSettings, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then constant or cosine to 0."""
+    warm = min(1.0, (step + 1) / (stage.warmup_steps + 1))
+    if stage.schedule == "constant" or step < stage.warmup_steps:
+        return stage.lr * warm
+    part = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    return stage.lr * 0.5 * (1 + cos(pi * part))
+
+
+def draw_problems(problems: Sequence[Problem], start: int, number: int, seed: int) -> list[Problem]:
+    """Questions `start` to `start + number` of an endless stream of shuffled passes over the data."""
+    orders: dict[int, list[int]] = {}
+    drawn = []
+    for place in range(start, start + number):
+        epoch, index = divmod(place, len(problems))
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(derive(seed, "order", epoch) & (2**63 - 1))
+            orders[epoch] = torch.randperm(len(problems), generator=generator).tolist()
+        drawn.append(problems[orders[epoch][index]])
+    return drawn
+
+
+class Trainer:
+    """Trains a policy through the stages of its settings, in a run directory that it can go on from.
+
+    Args:
+        settings: of the run.
+        path: the run directory.
+        fresh: delete an earlier run there instead of going on from it.
+        adapter: weights to start from, e.g. those of an earlier Stage I: a saved model or adapter directory.
+        start_stage: first stage to train, counted from 1.
+
+    Raises:
+        ScoreError: anything that can be known before model work starts.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        path: Path,
+        *,
+        fresh: bool = False,
+        adapter: Path | None = None,
+        start_stage: int = 1,
+        screen: Screen | None = None,
+    ) -> None:
+        self.settings = settings
+        self.run = RunDirectory(path)
+        self.screen = screen or Screen(quiet=True)
+        self.plan = stage_plan(settings)
+        if not 1 <= start_stage <= len(self.plan):
+            raise ValueError(f"start_stage={start_stage} is not among the {len(self.plan)} stages")
+        self.run.check(settings, fresh=fresh)
+        self.train_problems = load_problems(settings.data, "train")
+        self.validation = load_problems(settings.data, "validation")[: settings.train.validation_problems]
+        self.held_out = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
+        # Everything that can be refused without the model's weights comes before them.
+        tokenizer = load_tokenizer(settings.model)
+        chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
+        self.policy = load_policy(settings.model, tokenizer, seed=settings.seed, chunk=settings.train.logprob_chunk)
+        self.accelerator = Accelerator()
+        self.policy.to(self.accelerator.device)
+        self.policy.freeze_reference()
+        self.player = make_player(self.policy, chat, grader)
+        self.progress = Progress(stage=start_stage - 1)
+        self.watch = Watch()
+        self._fresh = fresh
+        self._adapter = adapter
+        self._signal: int | None = None
+        self._begun = time.monotonic()
+
+    def train(self) -> dict[str, Metrics]:
+        """Runs or goes on with the run; returns the evaluations by name (`base`, then each stage's label).
+
+        Raises:
+            Interrupted: after SIGINT or SIGTERM, once the step is finished and saved.
+            ScoreError: the run cannot be written or continued.
+        """
+        self.run.begin(self.settings, fresh=self._fresh)
+        with self._signals():
+            found = checkpoints(self.run.checkpoints)
+            optimizer = None
+            if found:
+                optimizer = self._resume(found[-1])
+            else:
+                self.run.rewind({})
+                self._validate_base()
+            while self.progress.stage < len(self.plan):
+                self._run_stage(optimizer)
+                optimizer = None
+        return self._results()
+
+    def _resume(self, path: Path) -> torch.optim.Optimizer | None:
+        self.progress = read_progress(path)
+        self.screen.say(f"going on from {path}")
+        self.run.rewind(self.progress.file_bytes)
+        load_weights(path, self.policy)
+        if self.progress.step == 0:
+            return None
+        optimizer = self._make_optimizer(self._stage()[1])
+        load_optimizer(path, optimizer)
+        return optimizer
+
+    def _stage(self) -> tuple[str, StageSettings]:
+        label, index = self.plan[self.progress.stage]
+        return label, self.settings.stages[index]
+
+    def _make_optimizer(self, stage: StageSettings) -> torch.optim.Optimizer:
+        options = self.settings.optim
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained,
+            lr=stage.lr,
+            betas=(options.betas[0], options.betas[1]),
+            eps=options.eps,
+            weight_decay=options.weight_decay,
+        )
+        return self.accelerator.prepare(optimizer)  # type: ignore[no-any-return]
+
+    def _validate_base(self) -> None:
+        self._evaluate("base")
+        validation = self._validate()
+        self.progress.base_acc_t1 = validation["validation/acc/t1"]
+        self._record({"stage": "base", "stage_step": 0, **validation})
+        if self._adapter is not None:
+            self.policy.load_saved(self._adapter)
+        self._save(self._make_optimizer(self._stage()[1]))
+
+    def _run_stage(self, optimizer: torch.optim.Optimizer | None) -> None:
+        label, stage = self._stage()
+        if self.progress.step == 0:
+            self._set_reference(stage)
+            self.progress.beta2 = stage.beta2
+            self.watch = self._make_watch(stage)
+        elif self.progress.watch is not None:
+            self.watch = self._make_watch(stage)
+            self.watch.load_state(self.progress.watch)
+        optimizer = optimizer or self._make_optimizer(stage)
+        offline = self._offline(label, stage)
+        with self.screen.task(label, stage.steps, self.progress.step) as advance:
+            while self.progress.step < stage.steps:
+                metrics = self._step(label, stage, optimizer, offline)
+                advance(1, step_note(metrics))
+                if self._signal is not None:
+                    self._leave(optimizer)
+        self._finish_stage(label, stage)
+
+    def _set_reference(self, stage: StageSettings) -> None:
+        """A sub-stage is pinned to what the one before it produced; otherwise the reference is the base model."""
+        moved = any(self.settings.stages[index].reference == "stage_start" for _, index in self.plan)
+        if stage.reference == "stage_start":
+            self.policy.freeze_reference(at_adapter=True)
+        elif moved:
+            self.policy.freeze_reference(None if self.policy.has_adapter else load_model(self.settings.model))
+
+    def _step(
+        self,
+        label: str,
+        stage: StageSettings,
+        optimizer: torch.optim.Optimizer,
+        offline: dict[str, list[Attempt]],
+    ) -> Metrics:
+        """One rollout, one gradient, one optimiser step, and what is due after it."""
+        progress, seed = self.progress, self.settings.seed
+        started = time.monotonic()
+        problems = draw_problems(self.train_problems, progress.problems_seen, stage.problems, seed)
+        place = (seed, "rollout", progress.stage, progress.step)
+        plan = Plan(
+            tuple(stage.branch), tuple(stage.max_new_tokens), stage.sampling, self.settings.train.rollout_rows
+        )
+        number = round(stage.offline_fraction * stage.problems)
+        starts = [offline[p.id] if i < number else None for i, p in enumerate(problems)]
+        episodes = self.player.play(problems, plan, place, first_attempts=starts)
+        rolled_out = time.monotonic()
+        objective = make_objective(stage, progress.beta2)
+        # Dropout is the only other randomness of a step; seeded here, it does not depend on what ran before.
+        torch.manual_seed(derive(seed, "dropout", progress.stage, progress.step) & (2**63 - 1))
+        self.policy.train()
+        optimizer.zero_grad()
+        metrics: Metrics = accumulate(
+            self.policy,
+            episodes,
+            stage,
+            objective,
+            max_tokens=self.settings.train.micro_batch_tokens,
+            backward=self.accelerator.backward,
+        )
+        metrics["optim/lr"] = learning_rate(stage, progress.step)
+        for group in optimizer.param_groups:
+            group["lr"] = metrics["optim/lr"]
+        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings.optim.max_grad_norm)
+        metrics["optim/grad_norm"] = float(norm)
+        optimizer.step()
+        if progress.beta2 is not None and stage.kind in ("stage1", "substage"):
+            metrics["optim/beta2"] = progress.beta2
+            progress.beta2 = adapt_beta2(progress.beta2, metrics.get("kl/t1", 0.0), stage)
+        metrics |= training_metrics(episodes)
+        metrics["time/rollout_seconds"] = rolled_out - started
+        metrics["time/update_seconds"] = time.monotonic() - rolled_out
+        progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
+        progress.problems_seen += stage.problems
+        self._after_step(label, stage, optimizer, metrics)
+        kept = [e.to_json() | {"step": progress.total_steps} for e in episodes[: self.settings.train.log_episodes]]
+        if kept:
+            self.run.append(self.run.episodes(label), kept)
+        if self._is_due(stage):
+            self._save(optimizer)
+        return metrics
+
+    def _is_due(self, stage: StageSettings) -> bool:
+        train, step = self.settings.train, self.progress.step
+        return step == stage.steps or step % train.checkpoint_every == 0 or step % train.validate_every == 0
+
+    def _after_step(
+        self, label: str, stage: StageSettings, optimizer: torch.optim.Optimizer, metrics: Metrics
+    ) -> None:
+        """Warns, validates and chooses, and writes the step's line."""
+        train, progress = self.settings.train, self.progress
+        for key, warning in self.watch.look({k: v for k, v in metrics.items() if isinstance(v, float)}).items():
+            metrics[key] = 1.0
+            if progress.step % 10 == 0:
+                self.screen.say(f"{label} step {progress.step}: {warning}")
+        if progress.step % train.validate_every == 0 or progress.step == stage.steps:
+            metrics |= self._validate()
+        self._choose(stage, metrics)
+        self._record({"stage": label, "stage_step": progress.step, **metrics})
+
+    def _choose(self, stage: StageSettings, metrics: Metrics) -> None:
+        """Keeps the weights of this step if they are the best of the stage so far (`train.select`)."""
+        train, progress = self.settings.train, self.progress
+        if train.select == "validation" and "validation/acc/t1" in metrics:
+            first = metrics["validation/acc/t1"]
+            last = metrics[f"validation/acc/t{self.settings.eval.attempts}"]
+            base = first if progress.base_acc_t1 is None else progress.base_acc_t1
+            holds = first >= base - train.acc_t1_tolerance
+            rank = [1.0, last] if holds else [0.0, first]
+        elif train.select == "train_reward" and self._is_due(stage):
+            rank = [metrics[f"reward/t{stage.attempts}"]]
+        else:
+            return
+        if progress.best is None or rank > progress.best.rank:
+            save_best(self.run.checkpoints, progress.stage, progress.step, self.policy)
+            progress.best = Best(progress.step, rank)
+
+    def _finish_stage(self, label: str, stage: StageSettings) -> None:
+        """Saves the chosen weights as the stage's model, evaluates them and moves on to the next stage."""
+        progress = self.progress
+        if progress.best is not None and best_path(self.run.checkpoints, progress.stage, progress.best.step).exists():
+            load_best(self.run.checkpoints, progress.stage, progress.best.step, self.policy)
+            if progress.best.step != stage.steps:
+                self.screen.say(f"{label}: step {progress.best.step} chosen by train.select={self.settings.train.select}")
+        write_directory(self.run.model(label), self.policy.save)
+        self._evaluate(label)
+        progress.stage, progress.step, progress.best, progress.watch = progress.stage + 1, 0, None, None
+        if progress.stage < len(self.plan):
+            self._save(self._make_optimizer(self._stage()[1]))
+        else:
+            self._save(self._make_optimizer(stage))
+
+    def _make_watch(self, stage: StageSettings) -> Watch:
+        target = stage.adaptive_beta2.target if stage.adaptive_beta2 else 0.25
+        return Watch(kl_band=2 * target if stage.kind in ("stage1", "substage") else None)
+
+    def _offline(self, label: str, stage: StageSettings) -> dict[str, list[Attempt]]:
+        if not stage.offline_fraction:
+            return {}
+        number = round(stage.offline_fraction * stage.problems)
+        begin = self.progress.problems_seen - self.progress.step * stage.problems
+        needed: dict[str, Problem] = {}
+        for step in range(stage.steps):
+            start = begin + step * stage.problems
+            for problem in draw_problems(self.train_problems, start, number, self.settings.seed):
+                needed[problem.id] = problem
+        file = self.run.path / "offline" / f"{label}.jsonl"
+        with self.policy.reference() as model:
+            player = make_player(self.policy, self.player.chat, self.player.grader, model=model)
+            return stored_attempts(file, player, list(needed.values()), stage, self.settings, self.screen)
+
+    def _validate(self) -> Metrics:
+        settings = self.settings.eval.model_copy(
+            update={"split": "validation", "sampling": SamplingSettings(temperature=0.0)}
+        )
+        with self.screen.task("validation", len(self.validation)) as advance:
+            metrics = self._play(self.validation, settings, advance).metrics
+        return {f"validation/{k}": v for k, v in metrics.items() if isinstance(v, float) and "." not in k}
+
+    def _evaluate(self, label: str) -> None:
+        with self.screen.task(f"{label} evaluation", len(self.held_out)) as advance:
+            result = self._play(self.held_out, self.settings.eval, advance)
+        write_evaluation(result, self.run.eval / f"{label}.json")
+
+    def _play(self, problems: Sequence[Problem], settings: EvalSettings, advance: Any) -> Any:
+        return evaluate(
+            self.player, problems, settings, seed=self.settings.seed, progress=lambda number: advance(number, "")
+        )
+
+    def _record(self, metrics: Metrics) -> None:
+        self.run.append(self.run.metrics, [{"step": self.progress.total_steps, **metrics}])
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        self.progress.file_bytes = self.run.sizes()
+        self.progress.watch = self.watch.state()
+        now = time.monotonic()
+        self.progress.seconds, self._begun = self.progress.seconds + now - self._begun, now
+        keep = self.settings.train.save_total_limit
+        save_checkpoint(self.run.checkpoints, self.progress, self.policy, optimizer, keep)
+
+    def _results(self) -> dict[str, Metrics]:
+        import json
+
+        labels = ["base", *(label for label, _ in self.plan)]
+        files = {label: self.run.eval / f"{label}.json" for label in labels}
+        return {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
+
+    def _leave(self, optimizer: torch.optim.Optimizer) -> None:
+        self._save(optimizer)
+        assert self._signal is not None
+        raise Interrupted(self._signal)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for the end of the step; a second one kills as usual."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, old[number])
+            self.screen.say("finishing this step, then saving (once more to stop at once)")
+
+        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in old:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
