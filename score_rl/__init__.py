@@ -13,7 +13,7 @@ _HOMES = {
     "Policy": "policy",
     "Problem": "episodes",
     "ScoreError": "errors",
-    "Settings": "settings",
+    "Settings": "schema",
     "Trainer": "train",
     "evaluate": "evaluate",
     "load_policy": "policy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from score_rl.errors import ConfigError
-from score_rl.settings import ChatSettings
+from score_rl.schema import ChatSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,9 @@ class Chat:
         head, found, tail = text.partition(probe)
         if not found or probe in tail:
             self._refuse("does not render an assistant turn once and unchanged")
-        if self.settings.history == "verbatim" and not (head.startswith(opening) and self._starts_alike(before, opening)):
+        if self.settings.history == "verbatim" and not (
+            head.startswith(opening) and self._starts_alike(before, opening)
+        ):
             self._refuse("rewrites earlier turns once the conversation goes on, so contexts do not nest")
         return tail
 

@@ -52,7 +52,9 @@ class Progress:
     seconds: float = 0.0
 
 
-def save_checkpoint(root: Path, progress: Progress, policy: Policy, optimizer: torch.optim.Optimizer, keep: int) -> None:
+def save_checkpoint(
+    root: Path, progress: Progress, policy: Policy, optimizer: torch.optim.Optimizer, keep: int
+) -> None:
     """Writes `root/step-N` completely or not at all, then deletes all but the newest `keep`.
 
     Raises:

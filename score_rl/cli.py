@@ -15,7 +15,7 @@ from score_rl.errors import ConfigError, ScoreError
 
 if TYPE_CHECKING:
     from score_rl.rollout import Player
-    from score_rl.settings import Settings
+    from score_rl.schema import Settings
     from score_rl.tracking import Screen
 
 app = typer.Typer(
@@ -73,7 +73,9 @@ def train(
     if smoke is not None:
         settings = _smoke(settings, smoke)
     if start_stage > 1 and resume_adapter is None:
-        raise ConfigError(f"--start-stage {start_stage}: starts from an earlier stage's weights; add --resume-adapter DIR")
+        raise ConfigError(
+            f"--start-stage {start_stage}: starts from an earlier stage's weights; add --resume-adapter DIR"
+        )
     if resume_adapter is not None and not resume_adapter.is_dir():
         raise ConfigError(f"--resume-adapter {resume_adapter}: no such directory")
     if start_stage > len(settings.stages) * settings.train.iterations:
@@ -85,9 +87,7 @@ def train(
     _quiet_libraries()
     from score_rl.train import Interrupted, Trainer
 
-    trainer = Trainer(
-        settings, path, fresh=fresh, adapter=resume_adapter, start_stage=start_stage, screen=screen
-    )
+    trainer = Trainer(settings, path, fresh=fresh, adapter=resume_adapter, start_stage=start_stage, screen=screen)
     try:
         results = trainer.train()
     except Interrupted as interrupted:
@@ -108,8 +108,12 @@ def evaluate(
     attempts: Annotated[int | None, typer.Option(min=1, help="Attempts a problem; the recipe's by default.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy, the default.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="At most this many problems.")] = None,
-    stage: Annotated[str | None, typer.Option(help="Which model of a run: base, stage1, ...; the last by default.")] = None,
-    recipe: Annotated[str, typer.Option(help="For a model directory: data, prompts and grader of this recipe.")] = "arithmetic",
+    stage: Annotated[
+        str | None, typer.Option(help="Which model of a run: base, stage1, ...; the last by default.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="For a model directory: data, prompts and grader of this recipe.")
+    ] = "arithmetic",
     seed: Seed = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write; RUN/eval/NAME.json for a run.")
@@ -118,9 +122,9 @@ def evaluate(
 ) -> None:
     """Measure self-correction on held-out problems, with 95% intervals and an exact McNemar p-value.
 
-      score eval runs/arithmetic
-      score eval runs/arithmetic --attempts 10
-      score eval embedded --temperature 1 --json
+    score eval runs/arithmetic
+    score eval runs/arithmetic --attempts 10
+    score eval embedded --temperature 1 --json
     """
     extra = [f"eval.attempts={attempts}"] if attempts is not None else []
     extra += [f"eval.sampling.temperature={temperature}"] if temperature is not None else []
@@ -156,14 +160,16 @@ def solve(
     question: Annotated[str, typer.Argument(help="The question.")],
     attempts: Annotated[int, typer.Option(min=1, help="Attempts.")] = 2,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    stage: Annotated[str | None, typer.Option(help="Which model of a run: base, stage1, ...; the last by default.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Which model of a run: base, stage1, ...; the last by default.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="For a model directory: prompts of this recipe.")] = "arithmetic",
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Ask one question and see the attempts side by side.
 
-      score solve runs/arithmetic "7034512345 - 1234567890"
+    score solve runs/arithmetic "7034512345 - 1234567890"
     """
     from score_rl.episodes import Problem
     from score_rl.rollout import Plan

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from score_rl.draws import uniform
-from score_rl.settings import SamplingSettings
+from score_rl.schema import SamplingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,7 @@ class TransformersSession:
                 raise AssertionError("distinct contexts are numbered in order")
             return self._decode(cache, mask, logits, contexts, keys, sampling, max_new_tokens, last)
 
-    def _prefill(self, jobs: list[tuple[int, tuple[int, ...]]]) -> tuple[object, Tensor, Tensor]:
+    def _prefill(self, jobs: list[tuple[int, tuple[int, ...]]]) -> tuple[Any, Tensor, Tensor]:
         """Cache, mask [B, T] and next-token logits [B, V] behind each context."""
         from transformers import DynamicCache
 
@@ -143,7 +143,7 @@ class TransformersSession:
         logits = self._forward(torch.tensor(ids, device=device), mask, cache)
         return cache, mask, logits
 
-    def _forward(self, input_ids: Tensor, mask: Tensor, cache: object) -> Tensor:
+    def _forward(self, input_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Next-token logits [B, V] behind `input_ids` [B, t], whose keys and values join the cache."""
         positions = mask.long().cumsum(1).sub(1).clamp(min=0)[:, -input_ids.shape[1] :]
         out = self.engine.model(
@@ -158,7 +158,7 @@ class TransformersSession:
 
     def _decode(
         self,
-        cache: object,
+        cache: Any,
         mask: Tensor,
         logits: Tensor,
         contexts: Sequence[tuple[int, ...]],
@@ -192,7 +192,7 @@ class TransformersSession:
                 if not last:
                     left.append((row[~running], _take(cache, mask, ~running)))
                 keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)  # type: ignore[attr-defined]
+                cache.batch_select_indices(keep)
                 mask, token, row, key = mask[keep], token[keep], row[keep], key[keep]
                 running = torch.ones(len(row), dtype=torch.bool, device=device)
             mask = torch.cat([mask, running[:, None]], dim=1)
@@ -248,8 +248,8 @@ def _pick(values: Tensor, token: Tensor) -> Tensor:
     return values.gather(1, token[:, None])[:, 0]
 
 
-def _take(cache: object, mask: Tensor, rows: Tensor) -> _Rows:
-    layers = [(layer[0][rows], layer[1][rows]) for layer in cache]  # type: ignore[attr-defined]
+def _take(cache: Any, mask: Tensor, rows: Tensor) -> _Rows:
+    layers = [(layer[0][rows], layer[1][rows]) for layer in cache]
     return _Rows(layers, mask[rows][:, : layers[0][0].shape[2]], [])
 
 

@@ -29,7 +29,7 @@ def uniform(keys: Tensor, position: int) -> Tensor:
     z = keys + _signed((position + 1) * _GOLDEN)
     z = (z ^ _shift(z, 30)) * _signed(_MIX1)
     z = (z ^ _shift(z, 27)) * _signed(_MIX2)
-    return _shift(z ^ _shift(z, 31), 11).double() / 2**53
+    return _shift(z ^ _shift(z, 31), 11).to(torch.float64).div(2**53)
 
 
 def _signed(value: int) -> int:

@@ -15,7 +15,7 @@ from score_rl.policy import Policy
 from score_rl.records import to_lines, write_text
 from score_rl.rewards import Grader
 from score_rl.rollout import Plan, Player
-from score_rl.settings import EvalSettings, SamplingSettings
+from score_rl.schema import EvalSettings, SamplingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

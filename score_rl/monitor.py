@@ -38,13 +38,19 @@ class Watch:
         if self._change("acc/t1") < -0.05 and self._change("delta/t1_t2") > 0.02:
             warnings["watch/farming"] = "attempt 1 falls while delta rises; raise beta2 or lower alpha"
         for k in (1, 2):
-            start, now = fmean(self.first.get(f"length/t{k}", [0.0])), self._now(f"length/t{k}")
-            if start and not 0.5 < now / start < 2:
-                warnings[f"watch/length_t{k}"] = f"attempt {k} went from {start:.0f} to {now:.0f} tokens; check the transcripts"
+            begun, now = fmean(self.first.get(f"length/t{k}", [0.0])), self._now(f"length/t{k}")
+            if begun and not 0.5 < now / begun < 2:
+                warnings[f"watch/length_t{k}"] = (
+                    f"attempt {k} went from {begun:.0f} to {now:.0f} tokens; check the transcripts"
+                )
         if self.kl_band is not None and self._now("kl/t1") > self.kl_band:
-            warnings["watch/kl_t1"] = f"KL of attempt 1 is above {self.kl_band:g} nats; raise beta2 or set adaptive_beta2"
+            warnings["watch/kl_t1"] = (
+                f"KL of attempt 1 is above {self.kl_band:g} nats; raise beta2 or set adaptive_beta2"
+            )
         if self._now("groups/no_signal") > 0.95:
-            warnings["watch/no_signal"] = "nearly all groups have equal rewards, so no gradient; change temperature or data"
+            warnings["watch/no_signal"] = (
+                "nearly all groups have equal rewards, so no gradient; change temperature or data"
+            )
         return warnings
 
     def state(self) -> dict[str, dict[str, list[float]]]:

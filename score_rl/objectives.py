@@ -72,7 +72,7 @@ def single_turn(*, beta1: float = 0.01) -> Objective:
 def multi_turn(
     *, beta1: float = 0.01, attempts: int = 2, credit: Literal["last", "all"] = "all", gamma: float = 0.0
 ) -> Objective:
-    """Multi-turn RL without stages or bonus (section 5): the sum of all attempts' rewards, or Eq. 1 on the last alone."""
+    """Multi-turn RL without stages or bonus (section 5): the sum of all rewards, or Eq. 1 on the last alone."""
     if credit == "all":
         return Objective((1.0,) * attempts, (beta1,) * attempts, gamma=gamma)
     earlier = (0.0,) * (attempts - 1)
@@ -208,9 +208,7 @@ def token_weights(objective: Objective, advantage: Tensor, scale: Tensor, placem
     return TokenWeights(advantage * scale, beta * scale if placement == "loss" else torch.zeros_like(scale))
 
 
-def loss(
-    weights: TokenWeights, episode: Tensor, turn: Tensor, logprobs: Tensor, kl: Tensor | None
-) -> Tensor:
+def loss(weights: TokenWeights, episode: Tensor, turn: Tensor, logprobs: Tensor, kl: Tensor | None) -> Tensor:
     """Scalar whose gradient is minus the policy gradient plus the KL gradient (Eq. 2 to 4); micro-batches add up.
 
     Args:

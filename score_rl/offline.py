@@ -8,7 +8,7 @@ from pathlib import Path
 from score_rl.episodes import Attempt, Episode, Problem
 from score_rl.records import read_jsonl, to_lines, write_text
 from score_rl.rollout import Plan, Player
-from score_rl.settings import Settings, StageSettings
+from score_rl.schema import Settings, StageSettings
 from score_rl.tracking import Screen
 
 
@@ -26,9 +26,7 @@ def stored_attempts(
         player: samples from the reference.
     """
     if not file.is_file():
-        plan = Plan(
-            (stage.offline_attempts,), (stage.max_new_tokens[0],), stage.sampling, settings.train.rollout_rows
-        )
+        plan = Plan((stage.offline_attempts,), (stage.max_new_tokens[0],), stage.sampling, settings.train.rollout_rows)
         with screen.task("offline attempts", len(problems)) as advance:
             episodes = player.play(
                 problems, plan, (settings.seed, "offline"), progress=lambda number: advance(number, "")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from score_rl.errors import ConfigError
-from score_rl.settings import LoraSettings, ModelSettings
+from score_rl.schema import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -144,7 +144,7 @@ class Policy(nn.Module):
             self.model.delete_adapter(REFERENCE_ADAPTER)  # type: ignore[operator]
 
     def reference_state(self) -> dict[str, Tensor] | None:
-        """Weights of a reference that cannot be had again from the base model; None when adapter-off is the reference."""
+        """Weights of the reference; None where it is the base model with the adapter off."""
         if self._frozen:
             return dict(self._frozen[0].state_dict())
         if self.has_adapter and REFERENCE_ADAPTER in self.model.peft_config:
@@ -210,7 +210,9 @@ class Policy(nn.Module):
         ).last_hidden_state
         return states[:, :-1][predicts]
 
-    def _score(self, hidden: Tensor, targets: Tensor, temperature: float, reference_states: Tensor | None) -> TokenScores:
+    def _score(
+        self, hidden: Tensor, targets: Tensor, temperature: float, reference_states: Tensor | None
+    ) -> TokenScores:
         model = self.causal_lm
         if reference_states is None:
             parts = [
@@ -220,7 +222,9 @@ class Policy(nn.Module):
             return TokenScores(torch.cat(parts), None)
         frozen = self._frozen[0].get_output_embeddings() if self._frozen else model.get_output_embeddings()
         if hasattr(frozen, "base_layer"):
-            raise ConfigError("kl.estimator=exact cannot be had with an adapted output head; use k2, or other lora.targets")
+            raise ConfigError(
+                "kl.estimator=exact cannot be had with an adapted output head; use k2, or other lora.targets"
+            )
         pieces = zip(self._chunks(hidden), self._chunks(targets), self._chunks(reference_states), strict=True)
         both = [
             checkpoint(_logprobs_and_kl, h, t, temperature, model, r, frozen, use_reentrant=False) for h, t, r in pieces

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from score_rl.episodes import Grade, Problem
 from score_rl.extract import Extractor, extractors
 from score_rl.registry import Registry
-from score_rl.settings import RewardSettings
+from score_rl.schema import RewardSettings
 
 Grader = Callable[[str, Problem], Grade]
 rewards = Registry("reward")

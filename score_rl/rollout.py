@@ -11,7 +11,7 @@ from score_rl.decode import Engine
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Episode, Problem
 from score_rl.rewards import Grader
-from score_rl.settings import SamplingSettings
+from score_rl.schema import SamplingSettings
 
 
 @dataclass(frozen=True)

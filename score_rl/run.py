@@ -14,7 +14,8 @@ from typing import Any
 
 from score_rl.errors import CheckpointError, ConfigError
 from score_rl.records import to_lines, write_text
-from score_rl.settings import Settings, differing_keys, parse, parse_yaml
+from score_rl.schema import Settings
+from score_rl.settings import differing_keys, parse, parse_yaml
 
 LIBRARIES = ("score-rl", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
 OURS = ("config.yaml", "environment.json", "metrics.jsonl", "episodes", "checkpoints", "eval", "offline")
@@ -95,7 +96,9 @@ class RunDirectory:
             with path.open("a", encoding="utf-8") as file:
                 file.write(to_lines(rows))
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written ({error.strerror}); the last checkpoint is intact") from error
+            raise CheckpointError(
+                f"{path}: cannot be written ({error.strerror}); the last checkpoint is intact"
+            ) from error
 
     def growing(self) -> list[Path]:
         """Files that are only appended to."""
@@ -135,7 +138,9 @@ def environment(settings: Settings) -> dict[str, Any]:
             return None
 
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
+    commit = (
+        subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if shutil.which("git") else ""
+    )
     return {
         "seed": settings.seed,
         "python": sys.version.split()[0],

@@ -1,4 +1,4 @@
-"""The run's settings: a strict schema, filled from defaults < recipe YAML < `key.path=value`."""
+"""Reading settings: defaults < recipe YAML < `key.path=value`, with errors that name the key and the mend."""
 
 from __future__ import annotations
 
@@ -6,295 +6,13 @@ import re
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from score_rl.errors import ConfigError
-
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Schema(BaseModel):
-    """Unknown keys are refused, values are not coerced from text, and nothing changes after validation."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class LoraSettings(Schema):
-    """Low-rank adapters (peft); without them the whole model trains."""
-
-    rank: Positive = 16
-    alpha: Positive = 32
-    dropout: Fraction = 0.0
-    targets: str | list[str] = "all-linear"
-
-
-class ModelSettings(Schema):
-    """The policy that is trained."""
-
-    path: str = "embedded"
-    """`embedded` for the policy inside the package, or a transformers model directory."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    lora: LoraSettings | None = None
-    gradient_checkpointing: bool = False
-
-
-class DataSettings(Schema):
-    """Where problems come from."""
-
-    source: str = "arithmetic"
-    """A registered source (`arithmetic`), or a directory with `train.jsonl`, `validation.jsonl`, `test.jsonl`."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to a registered source, e.g. `data.options.digits=10`."""
-    question_field: str = "question"
-    answer_field: str = "answer"
-    id_field: str | None = None
-
-
-class ChatSettings(Schema):
-    """The words around the question."""
-
-    system: str | None = None
-    instruction: str = (
-        "There might be an error in the solution above. Please correct the error, if any, and rewrite the solution."
-    )
-    history: Literal["verbatim", "template"] = "verbatim"
-
-
-class RewardSettings(Schema):
-    """How an attempt is graded."""
-
-    fn: str = "exact_match"
-    extractor: str = "identity"
-
-
-class SamplingSettings(Schema):
-    """How tokens are drawn; temperature 0 is greedy."""
-
-    temperature: NonNegative = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Positive | None = None
-    min_p: Fraction = 0.0
-
-    @property
-    def truncated(self) -> bool:
-        """Whether some tokens can never be drawn, so that scores at full support would not match."""
-        return self.top_p < 1 or self.top_k is not None or self.min_p > 0
-
-
-class KLSettings(Schema):
-    """How far from the reference; see `objectives.kl_estimate`."""
-
-    estimator: Literal["k1", "k2", "k3", "exact"] = "k2"
-    placement: Literal["loss", "reward"] = "loss"
-
-
-class AdaptiveKLSettings(Schema):
-    """Holds the KL of attempt 1 at `target` (nats per attempt) by moving beta2, at most by `rate` a step."""
-
-    target: Annotated[float, Field(gt=0)]
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
-
-
-class StageSettings(Schema):
-    """One stage of training; every stage has its own optimiser, schedule, objective and sampling."""
-
-    kind: Literal["stage1", "stage2", "substage", "single_turn", "multi_turn"]
-    name: str = ""
-    """Directory and metric name; the kind when empty."""
-    steps: Positive
-    problems: Positive = 64
-    """Questions a step."""
-    branch: list[Positive] = [1, 1]
-    """Attempts drawn from each context: `[n, m]` is n first attempts and m second attempts after each."""
-    sampling: SamplingSettings = SamplingSettings()
-    max_new_tokens: list[Positive] = [512, 512]
-    """Token limit of each attempt."""
-
-    alpha: NonNegative = 10.0
-    alpha_fix: NonNegative | None = None
-    """Bonus for wrong -> right; `alpha` when not set."""
-    alpha_break: NonNegative | None = None
-    """Penalty for right -> wrong; `alpha` when not set."""
-    bonus_on: Literal["correct", "reward"] = "correct"
-    gamma: Fraction = 0.0
-    credit: Literal["last", "all"] = "all"
-    """`multi_turn` only: reward the last attempt, or the sum of all."""
-    beta1: NonNegative = 0.01
-    beta2: NonNegative = 0.1
-    """Pin on the attempts before the rewarded one (`stage1`, `substage`)."""
-    kl: KLSettings = KLSettings()
-    adaptive_beta2: AdaptiveKLSettings | None = None
-    reference: Literal["base", "stage_start"] = "base"
-    advantage: Literal["none", "batch_mean", "rloo", "sibling", "grpo"] = "rloo"
-    length_norm: Literal["none", "sequence", "constant", "token"] = "none"
-    offline_fraction: Fraction = 0.0
-    """Share of a step's questions whose first attempts come from a store sampled from the reference."""
-    offline_attempts: Positive = 4
-    """Stored first attempts a question."""
-
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-
-    @property
-    def label(self) -> str:
-        """The stage's name in metrics and in the run directory."""
-        return self.name or self.kind
-
-    @property
-    def attempts(self) -> int:
-        """Attempts an episode of this stage has."""
-        return len(self.branch)
-
-    @property
-    def episodes(self) -> int:
-        """Episodes a step: questions times the leaves of each question's tree."""
-        leaves = 1
-        for children in self.branch:
-            leaves *= children
-        return self.problems * leaves
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> StageSettings:
-        checks = [
-            (
-                self.sampling.truncated,
-                "sampling.top_p/top_k/min_p cut the distribution that the loss scores; leave them at 1, null and 0",
-            ),
-            (self.sampling.temperature == 0, "sampling.temperature=0 draws every sample alike; use e.g. 1.0"),
-            (
-                len(self.max_new_tokens) != len(self.branch),
-                f"max_new_tokens has {len(self.max_new_tokens)} entries and branch has {len(self.branch)}; "
-                "give one of each per attempt",
-            ),
-            (
-                self.kind == "single_turn" and len(self.branch) != 1,
-                f"branch={self.branch} has {len(self.branch)} attempts; single_turn has 1: branch=[n]",
-            ),
-            (
-                self.kind != "single_turn" and len(self.branch) < 2,
-                f"branch={self.branch} has 1 attempt; {self.kind} needs 2 or more: branch=[n, m]",
-            ),
-            (
-                self.kind == "stage1" and len(self.branch) != 2,
-                f"branch={self.branch}: stage1 has 2 attempts; use kind substage for more",
-            ),
-            (
-                self.gamma > 0 and self.kind in ("stage1", "substage"),
-                f"gamma={self.gamma}: no credit may flow back to a pinned attempt; gamma belongs to stage2",
-            ),
-            (
-                self.advantage == "sibling" and self.branch[-1] < 2,
-                f"advantage=sibling needs branch[-1] >= 2, found branch={self.branch}; use branch=[n, 2] or rloo",
-            ),
-            (
-                self.advantage in ("rloo", "grpo") and self.episodes == self.problems,
-                f"advantage={self.advantage} compares episodes of one question, found branch={self.branch}; "
-                "use branch=[2, 1] or more, or batch_mean",
-            ),
-            (
-                self.advantage in ("rloo", "grpo", "sibling")
-                and self.branch[0] < 2
-                and self.kind in ("stage2", "single_turn"),
-                f"advantage={self.advantage} needs branch[0] >= 2 first attempts to compare, found "
-                f"branch={self.branch}; use branch=[2, ...] or batch_mean",
-            ),
-            (
-                self.kl.estimator == "exact" and self.kl.placement == "reward",
-                "kl.placement=reward needs a sampled estimate; use kl.estimator=k1",
-            ),
-            (
-                self.adaptive_beta2 is not None and self.kind not in ("stage1", "substage"),
-                f"adaptive_beta2 moves the pin of stage1 and substage; kind is {self.kind}",
-            ),
-            (
-                self.offline_fraction > 0 and self.offline_attempts < self.branch[0],
-                f"offline_attempts={self.offline_attempts} is fewer than branch[0]={self.branch[0]} first attempts",
-            ),
-        ]
-        for wrong, message in checks:
-            if wrong:
-                raise ValueError(message)
-        return self
-
-
-class OptimSettings(Schema):
-    """AdamW."""
-
-    betas: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.9, 0.999]
-    eps: float = 1e-8
-    weight_decay: NonNegative = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-
-
-class TrainSettings(Schema):
-    """The loop around the stages."""
-
-    iterations: Positive = 1
-    """How often the list of stages is gone through."""
-    micro_batch_tokens: Positive = 16384
-    """Padded tokens in one forward and backward pass; does not change the gradient."""
-    logprob_chunk: Positive = 32_000_000
-    """Logits held at once when token log-probs are computed."""
-    rollout_rows: Positive = 512
-    """Rows decoded at once."""
-    checkpoint_every: Positive = 50
-    save_total_limit: Positive = 2
-    validate_every: Positive = 50
-    validation_problems: Positive = 500
-    select: Literal["validation", "train_reward", "last"] = "validation"
-    """Which checkpoint of a stage is kept: best validation acc/t2 while acc/t1 holds, the paper's choice
-    (highest training reward), or the last."""
-    acc_t1_tolerance: Fraction = 0.01
-    """How far validation acc/t1 may lie below the base's for `select: validation`."""
-    log_episodes: Annotated[int, Field(ge=0)] = 4
-    """Training episodes stored a step."""
-
-
-class EvalSettings(Schema):
-    """The held-out evaluation before training and after each stage."""
-
-    split: Literal["validation", "test"] = "test"
-    problems: Positive = 500
-    """At most; fewer if the split has fewer."""
-    attempts: Positive = 2
-    max_new_tokens: Positive = 512
-    sampling: SamplingSettings = SamplingSettings(temperature=0.0)
-    rows: Positive = 512
-    """Rows decoded at once."""
-
-
-class Settings(Schema):
-    """Everything that determines a run."""
-
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    model: ModelSettings = ModelSettings()
-    data: DataSettings = DataSettings()
-    chat: ChatSettings = ChatSettings()
-    reward: RewardSettings = RewardSettings()
-    optim: OptimSettings = OptimSettings()
-    train: TrainSettings = TrainSettings()
-    eval: EvalSettings = EvalSettings()
-    stages: Annotated[list[StageSettings], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _labels_differ(self) -> Settings:
-        labels = [stage.label for stage in self.stages]
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"stages have the labels {', '.join(labels)}; give each its own stages.N.name")
-        if self.eval.split == "validation" and self.train.select == "validation":
-            raise ValueError("eval.split=validation is what train.select=validation chooses on; evaluate on test")
-        return self
-
-    def dump(self) -> str:
-        """YAML that `parse` turns into an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+from score_rl.schema import Schema, Settings
 
 
 class _Loader(yaml.SafeLoader):
@@ -324,7 +42,9 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(file.name[: -len(".yaml")] for file in files("score_rl.recipes").iterdir() if file.suffix == ".yaml")
+    return sorted(
+        file.name.removesuffix(".yaml") for file in files("score_rl.recipes").iterdir() if file.name.endswith(".yaml")
+    )
 
 
 def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
@@ -381,10 +101,11 @@ def override(content: dict[str, Any], assignment: str) -> None:
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     """Keys that the schema has beside the one at `location`."""
-    schema: Any = Settings
+    schema: type[BaseModel] = Settings
     for key in location[:-1]:
-        if isinstance(key, str) and isinstance(schema, type) and key in getattr(schema, "model_fields", {}):
-            annotation = schema.model_fields[key].annotation
+        field = schema.model_fields.get(key)
+        if field is not None:
+            annotation = field.annotation
             candidates = [annotation, *getattr(annotation, "__args__", ())]
             candidates += [inner for outer in candidates for inner in getattr(outer, "__args__", ())]
             schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, Schema)), schema)

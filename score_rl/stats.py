@@ -32,7 +32,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def paired_difference(gained: int, lost: int, trials: int) -> Interval:
-    """Interval of the difference of two shares on the same `trials` problems (Newcombe 1998, via Bonett and Price 2012).
+    """Interval of the difference of two shares on the same `trials` problems (Bonett and Price 2012).
 
     `gained` went from wrong to right and `lost` from right to wrong. One count is added to each discordant cell, so
     that the interval has a width also where nothing changed.

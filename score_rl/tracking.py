@@ -65,10 +65,16 @@ def step_note(metrics: Mapping[str, float]) -> str:
 def result_table(title: str, results: Mapping[str, Mapping[str, float | int | str]]) -> Table:
     """Accuracies and changes with their 95% intervals, in percent, a row for each evaluation."""
     first = next(iter(results.values()))
-    attempts = sorted((key for key in first if key.startswith("acc/t") and "." not in key), key=lambda key: int(key[5:]))
+    attempts = sorted(
+        (key for key in first if key.startswith("acc/t") and "." not in key), key=lambda key: int(key[5:])
+    )
     keys = [*attempts, f"delta/t1_t{len(attempts)}", "delta/i_c", "delta/c_i", f"unchanged/t{len(attempts)}"]
     names = [
-        *(f"acc@{key[4:]}" for key in attempts), f"delta(t1,t{len(attempts)})", "i->c", "c->i", f"unchanged@t{len(attempts)}"
+        *(f"acc@{key[4:]}" for key in attempts),
+        f"delta(t1,t{len(attempts)})",
+        "i->c",
+        "c->i",
+        f"unchanged@t{len(attempts)}",
     ]
     table = Table(title=title, caption=f"{first['problems']} problems ({first['split']} split), percent [95% interval]")
     table.add_column("")

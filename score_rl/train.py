@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import cos, pi
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -34,14 +33,14 @@ from score_rl.episodes import Attempt, Problem
 from score_rl.evaluate import evaluate, make_player, write_evaluation
 from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
-from score_rl.objectives import Objective, multi_turn, single_turn, stage1, stage2, substage
 from score_rl.offline import stored_attempts
 from score_rl.policy import load_model, load_policy, load_tokenizer
 from score_rl.records import write_directory
 from score_rl.rewards import make_grader
 from score_rl.rollout import Plan
 from score_rl.run import RunDirectory, stage_plan
-from score_rl.settings import EvalSettings, SamplingSettings, Settings, StageSettings
+from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective
+from score_rl.schema import EvalSettings, SamplingSettings, Settings, StageSettings
 from score_rl.tracking import Screen, step_note
 from score_rl.update import accumulate
 
@@ -54,58 +53,6 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
-
-
-def make_objective(stage: StageSettings, beta2: float | None = None) -> Objective:
-    """The objective that a stage's settings describe, with the pin at `beta2` where a controller moved it."""
-    pin = stage.beta2 if beta2 is None else beta2
-    if stage.kind == "stage1":
-        return stage1(beta1=stage.beta1, beta2=pin)
-    if stage.kind == "substage":
-        return substage(stage.attempts - 1, beta1=stage.beta1, beta2=pin)
-    if stage.kind == "single_turn":
-        return single_turn(beta1=stage.beta1)
-    if stage.kind == "multi_turn":
-        return multi_turn(beta1=stage.beta1, attempts=stage.attempts, credit=stage.credit, gamma=stage.gamma)
-    return stage2(
-        alpha=stage.alpha,
-        alpha_fix=stage.alpha_fix,
-        alpha_break=stage.alpha_break,
-        beta1=stage.beta1,
-        gamma=stage.gamma,
-        attempts=stage.attempts,
-    )
-
-
-def adapt_beta2(beta2: float, kl: float, stage: StageSettings) -> float:
-    """The pin for the next step: moved towards the target KL of attempt 1, by at most the set rate."""
-    control = stage.adaptive_beta2
-    if control is None:
-        return beta2
-    error = max(-1.0, min(1.0, kl / control.target - 1.0))
-    return beta2 * (1.0 + control.rate * error)
-
-
-def learning_rate(stage: StageSettings, step: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then constant or cosine to 0."""
-    warm = min(1.0, (step + 1) / (stage.warmup_steps + 1))
-    if stage.schedule == "constant" or step < stage.warmup_steps:
-        return stage.lr * warm
-    part = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
-    return stage.lr * 0.5 * (1 + cos(pi * part))
-
-
-def draw_problems(problems: Sequence[Problem], start: int, number: int, seed: int) -> list[Problem]:
-    """Questions `start` to `start + number` of an endless stream of shuffled passes over the data."""
-    orders: dict[int, list[int]] = {}
-    drawn = []
-    for place in range(start, start + number):
-        epoch, index = divmod(place, len(problems))
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(derive(seed, "order", epoch) & (2**63 - 1))
-            orders[epoch] = torch.randperm(len(problems), generator=generator).tolist()
-        drawn.append(problems[orders[epoch][index]])
-    return drawn
 
 
 class Trainer:
@@ -253,9 +200,7 @@ class Trainer:
         started = time.monotonic()
         problems = draw_problems(self.train_problems, progress.problems_seen, stage.problems, seed)
         place = (seed, "rollout", progress.stage, progress.step)
-        plan = Plan(
-            tuple(stage.branch), tuple(stage.max_new_tokens), stage.sampling, self.settings.train.rollout_rows
-        )
+        plan = Plan(tuple(stage.branch), tuple(stage.max_new_tokens), stage.sampling, self.settings.train.rollout_rows)
         number = round(stage.offline_fraction * stage.problems)
         starts = [offline[p.id] if i < number else None for i, p in enumerate(problems)]
         episodes = self.player.play(problems, plan, place, first_attempts=starts)
@@ -299,9 +244,7 @@ class Trainer:
         train, step = self.settings.train, self.progress.step
         return step == stage.steps or step % train.checkpoint_every == 0 or step % train.validate_every == 0
 
-    def _after_step(
-        self, label: str, stage: StageSettings, optimizer: torch.optim.Optimizer, metrics: Metrics
-    ) -> None:
+    def _after_step(self, label: str, stage: StageSettings, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
         """Warns, validates and chooses, and writes the step's line."""
         train, progress = self.settings.train, self.progress
         for key, warning in self.watch.look({k: v for k, v in metrics.items() if isinstance(v, float)}).items():
@@ -336,7 +279,9 @@ class Trainer:
         if progress.best is not None and best_path(self.run.checkpoints, progress.stage, progress.best.step).exists():
             load_best(self.run.checkpoints, progress.stage, progress.best.step, self.policy)
             if progress.best.step != stage.steps:
-                self.screen.say(f"{label}: step {progress.best.step} chosen by train.select={self.settings.train.select}")
+                self.screen.say(
+                    f"{label}: step {progress.best.step} chosen by train.select={self.settings.train.select}"
+                )
         write_directory(self.run.model(label), self.policy.save)
         self._evaluate(label)
         progress.stage, progress.step, progress.best, progress.watch = progress.stage + 1, 0, None, None
@@ -414,7 +359,7 @@ class Trainer:
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._signal = number
-            signal.signal(number, old[number])
+            signal.signal(number, old[signal.Signals(number)])
             self.screen.say("finishing this step, then saving (once more to stop at once)")
 
         old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

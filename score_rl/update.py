@@ -22,7 +22,7 @@ from score_rl.objectives import (
     token_weights,
 )
 from score_rl.policy import Policy, TokenScores
-from score_rl.settings import StageSettings
+from score_rl.schema import StageSettings
 
 
 class Table(NamedTuple):
@@ -46,14 +46,17 @@ def tabulate(episodes: Sequence[Episode], device: torch.device) -> Table:
         [node.setdefault((label, e.path[:k]), len(node)) for k in range(1, len(e.path) + 1)]
         for label, e in zip(labels, episodes, strict=True)
     ]
-    as_tensor = lambda values, dtype: torch.tensor(values, dtype=dtype, device=device)  # noqa: E731
+
+    def tensor(values: object, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
     return Table(
-        rewards=as_tensor([[g.reward for g in row] for row in grades], torch.float32),  # type: ignore[union-attr]
-        correct=as_tensor([[g.correct for g in row] for row in grades], torch.float32),  # type: ignore[union-attr]
-        sampled=as_tensor([[a.sampled for a in e.attempts] for e in episodes], torch.bool),
-        lengths=as_tensor([[len(a.token_ids) * a.sampled for a in e.attempts] for e in episodes], torch.float32),
-        nodes=as_tensor(nodes, torch.int64),
-        problem=as_tensor(labels, torch.int64),
+        rewards=tensor([[g.reward for g in row] for row in grades], torch.float32),  # type: ignore[union-attr]
+        correct=tensor([[g.correct for g in row] for row in grades], torch.float32),  # type: ignore[union-attr]
+        sampled=tensor([[a.sampled for a in e.attempts] for e in episodes], torch.bool),
+        lengths=tensor([[len(a.token_ids) * a.sampled for a in e.attempts] for e in episodes], torch.float32),
+        nodes=tensor(nodes, torch.int64),
+        problem=tensor(labels, torch.int64),
     )
 
 
@@ -79,9 +82,10 @@ def accumulate(
     batches = micro_batches(rows(episodes), policy.pad_id, max_tokens, device)
     has_kl = any(objective.beta)
     in_reward = has_kl and stage.kl.placement == "reward"
+    shape = (table.rewards.shape[0], table.rewards.shape[1])
     credit = shape_rewards(objective, table.rewards, table.correct if stage.bonus_on == "correct" else None)
     if in_reward:
-        credit = credit - credit.new_tensor(objective.beta) * _kl_in_reward(policy, batches, stage, credit.shape)
+        credit = credit - credit.new_tensor(objective.beta) * _kl_in_reward(policy, batches, stage, shape)
     advantage = advantages(stage.advantage, credit, table.problem, table.nodes, table.sampled)
     scale = length_scale(stage.length_norm, table.lengths, tuple(stage.max_new_tokens))
     weights = token_weights(objective, advantage, scale, stage.kl.placement)
@@ -94,7 +98,7 @@ def accumulate(
         value = _loss(weights, batch, scores, None if in_reward else kl)
         (backward or torch.Tensor.backward)(value)
         total += float(value.detach())
-        place = (batch.token_episode, batch.token_turn, credit.shape)
+        place = (batch.token_episode, batch.token_turn, shape)
         logprob_sums += per_attempt(scores.logprobs.detach(), *place)
         if ref_logprobs is not None:
             # k3 is never negative and has little variance, so it is what is logged for a sampled estimate.
@@ -121,16 +125,14 @@ def _score(
 
 
 @torch.no_grad()
-def _kl_in_reward(
-    policy: Policy, batches: Sequence[Batch], stage: StageSettings, shape: tuple[int, ...]
-) -> Tensor:
+def _kl_in_reward(policy: Policy, batches: Sequence[Batch], stage: StageSettings, shape: tuple[int, int]) -> Tensor:
     """Estimated KL of each attempt, detached -> [E, A] (Ahmadian et al. 2024)."""
     sums: Tensor | float = 0.0
     for batch in batches:
         scores, ref_logprobs = _score(policy, batch, stage, with_reference=True)
         assert ref_logprobs is not None
         kl = kl_estimate(stage.kl.estimator, scores.logprobs, ref_logprobs)
-        sums = sums + per_attempt(kl, batch.token_episode, batch.token_turn, (shape[0], shape[1]))
+        sums = sums + per_attempt(kl, batch.token_episode, batch.token_turn, shape)
     assert isinstance(sums, Tensor)
     return sums
 
@@ -145,7 +147,9 @@ def _metrics(
 ) -> dict[str, float]:
     metrics = {"loss": total}
     engine_sums = torch.tensor(
-        [[sum(a.engine_logprobs) for a in e.attempts] for e in episodes], dtype=torch.float32, device=logprob_sums.device
+        [[sum(a.engine_logprobs) for a in e.attempts] for e in episodes],
+        dtype=torch.float32,
+        device=logprob_sums.device,
     )
     for k in range(table.rewards.shape[1]):
         own = table.sampled[:, k]

@@ -10,7 +10,9 @@ SPLITS = ("train", "validation", "test")
 
 
 @register_source("arithmetic")
-def arithmetic(split: str, *, digits: int = 10, train: int = 50_000, validation: int = 1_000, test: int = 2_000) -> list[Problem]:
+def arithmetic(
+    split: str, *, digits: int = 10, train: int = 50_000, validation: int = 1_000, test: int = 2_000
+) -> list[Problem]:
     """Problems `a - b` with `a >= b`, both of `digits` digits with leading zeros, and so is the answer.
 
     One stream of distinct problems, fixed for all seeds of training, is cut into test, validation and train, in this
@@ -31,5 +33,6 @@ def arithmetic(split: str, *, digits: int = 10, train: int = 50_000, validation:
     start = {"test": 0, "validation": test, "train": test + validation}[split]
     pairs = list(seen)[start : start + sizes[split]]
     return [
-        Problem(f"{split}/{i}", f"{a:0{digits}d} - {b:0{digits}d}", f"{a - b:0{digits}d}") for i, (a, b) in enumerate(pairs)
+        Problem(f"{split}/{i}", f"{a:0{digits}d} - {b:0{digits}d}", f"{a - b:0{digits}d}")
+        for i, (a, b) in enumerate(pairs)
     ]

@@ -7,7 +7,7 @@ from score_rl.episodes import Problem
 from score_rl.errors import ConfigError, DataError
 from score_rl.records import read_jsonl
 from score_rl.registry import Registry, suggest
-from score_rl.settings import DataSettings
+from score_rl.schema import DataSettings
 
 sources = Registry("data source")
 register_source = sources.register
@@ -48,12 +48,17 @@ def load_problems(settings: DataSettings, split: str) -> list[Problem]:
 def _read_split(path: Path, settings: DataSettings) -> list[Problem]:
     problems = []
     for number, row in read_jsonl(path):
-        for key, name in (("data.question_field", settings.question_field), ("data.answer_field", settings.answer_field)):
+        for key, name in (
+            ("data.question_field", settings.question_field),
+            ("data.answer_field", settings.answer_field),
+        ):
             if row.get(name) in (None, ""):
                 raise DataError(f"{path}:{number}: no field '{name}' (fields: {', '.join(row)}); set {key}")
         question, answer = str(row[settings.question_field]), str(row[settings.answer_field])
         fields = (settings.question_field, settings.answer_field)
         meta = {key: value for key, value in row.items() if key not in fields}
-        name = str(row[settings.id_field]) if settings.id_field and settings.id_field in row else f"{path.stem}/{number}"
+        name = (
+            str(row[settings.id_field]) if settings.id_field and settings.id_field in row else f"{path.stem}/{number}"
+        )
         problems.append(Problem(name, question, answer, meta))
     return problems

@@ -1,0 +1,1 @@
+"""The policy that ships with the package, and how it was made."""

@@ -1,0 +1,65 @@
+"""What changes from step to step: objective, pin, learning rate and data order, each a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, pi
+
+import torch
+
+from score_rl.draws import derive
+from score_rl.episodes import Problem
+from score_rl.objectives import Objective, multi_turn, single_turn, stage1, stage2, substage
+from score_rl.schema import StageSettings
+
+
+def make_objective(stage: StageSettings, beta2: float | None = None) -> Objective:
+    """The objective that a stage's settings describe, with the pin at `beta2` where a controller moved it."""
+    pin = stage.beta2 if beta2 is None else beta2
+    if stage.kind == "stage1":
+        return stage1(beta1=stage.beta1, beta2=pin)
+    if stage.kind == "substage":
+        return substage(stage.attempts - 1, beta1=stage.beta1, beta2=pin)
+    if stage.kind == "single_turn":
+        return single_turn(beta1=stage.beta1)
+    if stage.kind == "multi_turn":
+        return multi_turn(beta1=stage.beta1, attempts=stage.attempts, credit=stage.credit, gamma=stage.gamma)
+    return stage2(
+        alpha=stage.alpha,
+        alpha_fix=stage.alpha_fix,
+        alpha_break=stage.alpha_break,
+        beta1=stage.beta1,
+        gamma=stage.gamma,
+        attempts=stage.attempts,
+    )
+
+
+def adapt_beta2(beta2: float, kl: float, stage: StageSettings) -> float:
+    """The pin for the next step: moved towards the target KL of attempt 1, by at most the set rate."""
+    control = stage.adaptive_beta2
+    if control is None:
+        return beta2
+    error = max(-1.0, min(1.0, kl / control.target - 1.0))
+    return beta2 * (1.0 + control.rate * error)
+
+
+def learning_rate(stage: StageSettings, step: int) -> float:
+    """Learning rate of a step, counted from 0: linear warm-up, then constant or cosine to 0."""
+    warm = min(1.0, (step + 1) / (stage.warmup_steps + 1))
+    if stage.schedule == "constant" or step < stage.warmup_steps:
+        return stage.lr * warm
+    part = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    return stage.lr * 0.5 * (1 + cos(pi * part))
+
+
+def draw_problems(problems: Sequence[Problem], start: int, number: int, seed: int) -> list[Problem]:
+    """Questions `start` to `start + number` of an endless stream of shuffled passes over the data."""
+    orders: dict[int, list[int]] = {}
+    drawn = []
+    for place in range(start, start + number):
+        epoch, index = divmod(place, len(problems))
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(derive(seed, "order", epoch) & (2**63 - 1))
+            orders[epoch] = torch.randperm(len(problems), generator=generator).tolist()
+        drawn.append(problems[orders[epoch][index]])
+    return drawn
