@@ -41,6 +41,7 @@ class Chat:
         if settings.history == "verbatim" and tails[0] != tails[1]:
             self._refuse("renders the turn after an attempt differently for different attempts")
         self.bridge_ids = tuple(self._encode(tails[0]))
+        self._end = self._find_end()
         self.end_ids = self._find_end_ids()
 
     def open(self, question: str) -> tuple[int, ...]:
@@ -63,8 +64,9 @@ class Chat:
                 messages += [self._turn("assistant", text), self._turn("user", self.settings.instruction)]
             return tuple(self._encode(self._render(messages, prompt=True)))
         # The bridge starts with the end of the turn; an attempt that sampled that very token has it already.
-        closed = bool(token_ids) and token_ids[-1] == self.bridge_ids[0]
-        return context_ids + token_ids + self.bridge_ids[closed:]
+        if self._end is not None and token_ids[-1:] == (self.bridge_ids[self._end],):
+            return context_ids + token_ids + self.bridge_ids[self._end + 1 :]
+        return context_ids + token_ids + self.bridge_ids
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of an attempt, for graders and people, without the end-of-turn token."""
@@ -101,10 +103,17 @@ class Chat:
     def _starts_alike(self, messages: list[dict[str, str]], opening: str) -> bool:
         return self._render(messages, prompt=True).startswith(opening)
 
+    def _find_end(self) -> int | None:
+        """Place in the bridge of the token that ends the assistant turn; some templates write a space before it."""
+        special = set(self.tokenizer.all_special_ids)
+        # Many end-of-turn tokens are special to the vocabulary without being named in the tokenizer's settings.
+        special |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return next((i for i, token in enumerate(self.bridge_ids) if token in special), None)
+
     def _find_end_ids(self) -> frozenset[int]:
         ends = {self.tokenizer.eos_token_id} - {None}
-        if self.bridge_ids and self.bridge_ids[0] in self.tokenizer.all_special_ids:
-            ends.add(self.bridge_ids[0])
+        if self._end is not None:
+            ends.add(self.bridge_ids[self._end])
         if not ends:
             raise ConfigError("model.path: the tokenizer names no end token; set eos_token in tokenizer_config.json")
         return frozenset(ends)

@@ -49,7 +49,6 @@ class Progress:
     best: Best | None = None
     file_bytes: dict[str, int] = field(default_factory=dict)
     watch: dict[str, Any] | None = None
-    seconds: float = 0.0
 
 
 def save_checkpoint(

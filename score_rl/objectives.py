@@ -115,7 +115,7 @@ def advantages(kind: Advantage, credit: Tensor, problem: Tensor, nodes: Tensor, 
     columns = []
     for k in range(credit.shape[1]):
         values, valid = credit[:, k], sampled[:, k]
-        if not valid.any() or kind == "none":
+        if kind == "none" or not values[valid].any():  # what earns nothing needs none to be compared with
             columns.append(values * valid)
         elif kind == "grpo":
             columns.append(_standardise(values, problem, valid) * valid)

@@ -153,6 +153,18 @@ class StageSettings(Schema):
             leaves *= children
         return self.problems * leaves
 
+    @property
+    def _lonely(self) -> int | None:
+        """The first attempt that earns something while the baseline has no other to compare it with."""
+        early = self.kind in ("stage2", "single_turn") or (self.kind == "multi_turn" and self.credit == "all")
+        early |= self.gamma > 0 or self.kl.placement == "reward"
+        drawn = 1
+        for k, children in enumerate(self.branch, start=1):
+            drawn *= children
+            if (early or k == self.attempts) and (children if self.advantage == "sibling" else drawn) < 2:
+                return k
+        return None
+
     @model_validator(mode="after")
     def _fits_together(self) -> StageSettings:
         checks = [
@@ -197,6 +209,11 @@ class StageSettings(Schema):
                 and self.kind in ("stage2", "single_turn"),
                 f"advantage={self.advantage} needs branch[0] >= 2 first attempts to compare, found "
                 f"branch={self.branch}; use branch=[2, ...] or batch_mean",
+            ),
+            (
+                self.advantage in ("rloo", "grpo", "sibling") and self._lonely is not None,
+                f"advantage={self.advantage} has no other attempt {self._lonely} to compare one with, found "
+                f"branch={self.branch}; draw 2 or more of it, or use batch_mean",
             ),
             (
                 self.kl.estimator == "exact" and self.kl.placement == "reward",

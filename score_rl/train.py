@@ -102,7 +102,6 @@ class Trainer:
         self._fresh = fresh
         self._adapter = adapter
         self._signal: int | None = None
-        self._begun = time.monotonic()
 
     def train(self) -> dict[str, Metrics]:
         """Runs or goes on with the run; returns the evaluations by name (`base`, then each stage's label).
@@ -333,8 +332,6 @@ class Trainer:
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         self.progress.file_bytes = self.run.sizes()
         self.progress.watch = self.watch.state()
-        now = time.monotonic()
-        self.progress.seconds, self._begun = self.progress.seconds + now - self._begun, now
         keep = self.settings.train.save_total_limit
         save_checkpoint(self.run.checkpoints, self.progress, self.policy, optimizer, keep)
 

@@ -48,7 +48,8 @@ TEMPLATES = {
         "{{ bos_token }}{% for m in messages %}"
         "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
         "{{ '<|im_start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
-        "{{ m.content | trim + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
+        "{{ m.content | trim + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>model\n' }}{% endif %}"
     ),
     "default system prompt": (
         "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"

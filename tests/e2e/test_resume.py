@@ -1,0 +1,125 @@
+"""Real processes, killed for real: what is left must go on to the very numbers of an undisturbed run."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from score_rl.settings import load
+
+SHORT = [
+    "train.validation_problems=16",
+    "train.validate_every=2",
+    "train.checkpoint_every=1",
+    "eval.problems=24",
+    "stages.0.steps=5",
+    "stages.1.steps=4",
+    "stages.0.problems=4",
+    "stages.1.problems=4",
+    "stages.1.offline_fraction=0.25",
+    "stages.0.adaptive_beta2={target: 0.01}",
+]
+LORA = ["model.lora={rank: 4, alpha: 8, dropout: 0.1}", "stages.0.lr=0.01", "stages.1.lr=0.01"]
+KILLS = int(os.environ.get("SCORE_TEST_KILLS", "10"))
+
+# The fork server imports torch once; each run is then a fresh process that starts in no time.
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["score_rl.train"])
+
+
+def run_here(path: str, overrides: list[str]) -> None:
+    from score_rl.train import Trainer
+
+    Trainer(load("arithmetic", overrides), Path(path)).train()
+
+
+def start(path: Path, overrides: list[str]) -> multiprocessing.process.BaseProcess:
+    process = processes.Process(target=run_here, args=(str(path), overrides))
+    process.start()
+    return process
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """Final weights as bytes, evaluations, stored episodes, and metrics without the times."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    weights = [path for stage in ("stage1", "stage2") for path in sorted((run / stage).glob("*.safetensors"))]
+    return {
+        "metrics": [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines],
+        "weights": {str(path.relative_to(run)): path.read_bytes() for path in weights},
+        "eval": {path.name: path.read_text() for path in sorted((run / "eval").iterdir())},
+        "episodes": {path.name: path.read_text() for path in sorted((run / "episodes").iterdir())},
+    }
+
+
+@pytest.mark.parametrize("overrides", [SHORT, SHORT + LORA], ids=["the whole model", "an adapter with dropout"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path, overrides: list[str]) -> None:
+    begun = time.monotonic()
+    undisturbed = start(tmp_path / "undisturbed", overrides)
+    undisturbed.join()
+    seconds = time.monotonic() - begun
+    assert undisturbed.exitcode == 0
+    expected = outcome(tmp_path / "undisturbed")
+    assert len(expected["metrics"]) == 1 + 5 + 4 and len(expected["weights"]) == 2
+
+    rng = random.Random(7)
+    for kill in range(KILLS):
+        process = start(tmp_path / "killed", overrides)
+        if kill % 2:
+            wait_for_half_written_checkpoint(process, tmp_path / "killed" / "checkpoints")
+        else:
+            process.join(timeout=rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+    last = start(tmp_path / "killed", overrides)
+    last.join()
+    assert last.exitcode == 0
+    assert outcome(tmp_path / "killed") == expected
+
+
+def wait_for_half_written_checkpoint(process: multiprocessing.process.BaseProcess, checkpoints: Path) -> None:
+    while process.is_alive() and not list(checkpoints.glob(".step-*.partial")):
+        pass
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        process = start(tmp_path / "run", SHORT)
+        process.join()
+        assert process.exitcode == 0
+        written = (tmp_path / "run" / "stage2" / "model.safetensors").stat().st_mtime_ns
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert (tmp_path / "run" / "stage2" / "model.safetensors").stat().st_mtime_ns == written
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    many = [*SHORT, "stages.0.steps=5000", "train.checkpoint_every=5000", "train.validate_every=5000"]
+    command = [sys.executable, "-m", "score_rl", "train", "arithmetic", *many, "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.is_file() or metrics.read_text().count("\n") < 4:
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    assert f"{number.name}: saved; the same command goes on from here" in errors
+    lines = metrics.read_text().splitlines()
+    (saved,) = (tmp_path / "run" / "checkpoints").glob(f"step-0-{len(lines) - 1:06d}")
+    assert json.loads((saved / "progress.json").read_text())["total_steps"] == len(lines) - 1
+
+
+def test_changed_settings_are_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", SHORT)
+    process.join()
+    command = [sys.executable, "-m", "score_rl", "train", "arithmetic", *SHORT, "stages.1.lr=0.5", "-o"]
+    result = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "stages.1.lr: 0.0003 -> 0.5" in result.stderr.splitlines()[-1]
