@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,7 +202,7 @@ def main() -> None:
     try:
         app()
     except ScoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
 
 
@@ -279,6 +280,8 @@ def _quiet_libraries() -> None:
     """Our own progress is what the user reads; the libraries' bars for millisecond work are noise."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # peft calls what transformers has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -126,11 +126,13 @@ class TransformersSession:
         reuse = rows is not None and all(context[: len(rows.ids[p])] == rows.ids[p] for p, context in jobs)
         device = self.engine.model.device
         if rows is not None and reuse:
-            parents = [parent for parent, _ in jobs]
-            index = torch.tensor(parents, device=device)
-            cache = DynamicCache(ddp_cache_data=[(k[index], v[index]) for k, v in rows.layers])
-            old_mask = rows.mask[index]
-            suffixes = [context[len(rows.ids[parent]) :] for parent, context in jobs]
+            # Rows with less to feed feed some cached tokens again: a hole between cache and suffix would shorten what
+            # a sliding window, which counts places, lets them see.
+            most = max(len(context) - len(rows.ids[parent]) for parent, context in jobs)
+            kept = [max(0, len(context) - most) for _, context in jobs]
+            layers, old_mask = _cut(rows, [parent for parent, _ in jobs], kept)
+            cache = DynamicCache(ddp_cache_data=layers)
+            suffixes = [context[n:] for n, (_, context) in zip(kept, jobs, strict=True)]
         else:
             cache = DynamicCache()
             old_mask = torch.zeros(len(jobs), 0, dtype=torch.bool, device=device)
@@ -253,6 +255,24 @@ def _take(cache: Any, mask: Tensor, rows: Tensor) -> _Rows:
     return _Rows(layers, mask[rows][:, : layers[0][0].shape[2]], [])
 
 
+def _cut(rows: _Rows, parents: list[int], kept: list[int]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Keys and values of the first `kept` tokens of each parent's row, and their mask, padded on the left."""
+    device = rows.mask.device
+    index = torch.tensor(parents, device=device)
+    dropped = torch.tensor([len(rows.ids[p]) - n for p, n in zip(parents, kept, strict=True)], device=device)
+    if not dropped.any():
+        return [(keys[index], values[index]) for keys, values in rows.layers], rows.mask[index]
+    place = torch.arange(-max(kept), 0, device=device)
+    mask = place >= -torch.tensor(kept, device=device)[:, None]
+    source = (place + rows.mask.shape[1] - dropped[:, None]).clamp(min=0)
+    return [(_gather(keys[index], source), _gather(values[index], source)) for keys, values in rows.layers], mask
+
+
+def _gather(values: Tensor, source: Tensor) -> Tensor:
+    """Positions `source` [B, t] of each row of `values` [B, heads, T, dim]."""
+    return values.gather(2, source[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3]))
+
+
 def _realign(parts: list[tuple[Tensor, _Rows]], ids: list[tuple[int, ...]]) -> _Rows:
     """Rows that left at different times as one batch in the first order, padding on the left and no holes."""
     order = torch.cat([row for row, _ in parts])
@@ -265,9 +285,7 @@ def _realign(parts: list[tuple[Tensor, _Rows]], ids: list[tuple[int, ...]]) -> _
         masks.append(_pad_left(part.mask.gather(1, source), width))
         layers = []
         for keys, values in part.layers:
-            at = source[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-            at_v = source[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
-            layers.append((_pad_left(keys.gather(2, at), width, 2), _pad_left(values.gather(2, at_v), width, 2)))
+            layers.append((_pad_left(_gather(keys, source), width, 2), _pad_left(_gather(values, source), width, 2)))
         parts_layers.append(layers)
     back = order.argsort()
     layers = [

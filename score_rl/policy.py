@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -189,16 +190,23 @@ class Policy(nn.Module):
         Raises:
             ConfigError: no such weights, or those of another model or adapter.
         """
+        # Without its file peft would look for the adapter on the network.
+        name = "adapter_model.safetensors" if self.has_adapter else "config.json"
+        if not (directory / name).is_file():
+            wanted = "a saved adapter, as model.lora is" if self.has_adapter else "a saved model, as model.lora is not"
+            raise ConfigError(f"--resume-adapter {directory}: no {name} in it; give the directory of {wanted} set")
         try:
             if self.has_adapter:
-                from peft import load_peft_weights, set_peft_model_state_dict
+                from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-                unexpected = set_peft_model_state_dict(self.model, load_peft_weights(str(directory))).unexpected_keys
-                if unexpected:
-                    raise ValueError(f"unexpected weights, e.g. {unexpected[0]}")
+                stored = load_peft_weights(str(directory))
+                odd = stored.keys() ^ get_peft_model_state_dict(self.model, adapter_name="default").keys()
+                if odd:
+                    raise ValueError(f"{len(odd)} weights are in one adapter only, e.g. {min(odd)}; check model.lora")
+                set_peft_model_state_dict(self.model, stored)
             else:
                 self.model.load_state_dict(type(self.model).from_pretrained(directory).state_dict())
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"--resume-adapter {directory}: cannot be loaded ({reason})") from error
 
@@ -296,7 +304,7 @@ def load_model(settings: ModelSettings) -> PreTrainedModel:
 
             return AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, dtype=dtype)  # type: ignore[no-any-return]
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype)  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _unloadable(settings, error) from error
 
 

@@ -47,7 +47,9 @@ class RunDirectory:
             CheckpointError: it cannot be written.
         """
         parent = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
+        if not parent.is_dir():
+            raise CheckpointError(f"{self.path}: {parent} is no directory; choose another one with -o")
+        if not os.access(parent, os.W_OK | os.X_OK):
             raise CheckpointError(f"{self.path}: {parent} cannot be written; choose another directory with -o")
         if fresh or not self.path.exists() or not any(self.path.iterdir()):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import cos, pi
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from score_rl.draws import derive
 from score_rl.episodes import Problem
 from score_rl.objectives import Objective, multi_turn, single_turn, stage1, stage2, substage
-from score_rl.schema import StageSettings
+from score_rl.schema import StageSettings, TrainSettings
 
 
 def make_objective(stage: StageSettings, beta2: float | None = None) -> Objective:
@@ -63,3 +63,27 @@ def draw_problems(problems: Sequence[Problem], start: int, number: int, seed: in
             orders[epoch] = torch.randperm(len(problems), generator=generator).tolist()
         drawn.append(problems[orders[epoch][index]])
     return drawn
+
+
+def rank(train: TrainSettings, metrics: Mapping[str, float], base_acc_t1: float, *, due: bool) -> list[float] | None:
+    """How good a step's weights are, compared as a list; None where this step is no candidate.
+
+    `validation` prefers every step whose first attempt has not fallen, among them the best last attempt, and failing
+    that the best first one. `train_reward` is the paper's choice: the highest reward of the last attempt.
+
+    Args:
+        base_acc_t1: validation accuracy at attempt 1 before training.
+        due: a checkpoint is written after this step.
+    """
+    if train.select == "validation" and "validation/acc/t1" in metrics:
+        first = metrics["validation/acc/t1"]
+        holds = first >= base_acc_t1 - train.acc_t1_tolerance
+        return [1.0, _last_attempt(metrics, "validation/acc/t")] if holds else [0.0, first]
+    if train.select == "train_reward" and due:
+        return [_last_attempt(metrics, "reward/t")]
+    return None
+
+
+def _last_attempt(metrics: Mapping[str, float], prefix: str) -> float:
+    keys = [key for key in metrics if key.startswith(prefix) and key.removeprefix(prefix).isdecimal()]
+    return metrics[max(keys, key=lambda key: int(key.removeprefix(prefix)))]

@@ -165,6 +165,13 @@ class StageSettings(Schema):
                 return k
         return None
 
+    def cautions(self) -> list[str]:
+        """What works but may not do what was meant, a sentence each."""
+        has_bonus = self.kind == "stage2" and any((self.alpha, self.alpha_fix, self.alpha_break))
+        if self.advantage == "grpo" and has_bonus:
+            return ["advantage=grpo divides by each attempt's own spread, which cancels alpha; use rloo or sibling"]
+        return []
+
     @model_validator(mode="after")
     def _fits_together(self) -> StageSettings:
         checks = [

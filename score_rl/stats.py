@@ -28,7 +28,9 @@ def wilson(successes: int, trials: int) -> Interval:
     share, z2 = successes / trials, Z95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     half = Z95 * sqrt(share * (1 - share) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends the bound is the share itself; computed, it can miss it by rounding.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return Interval(share, low, 1.0 if successes == trials else min(1.0, centre + half))
 
 
 def paired_difference(gained: int, lost: int, trials: int) -> Interval:

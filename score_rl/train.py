@@ -39,7 +39,7 @@ from score_rl.records import write_directory
 from score_rl.rewards import make_grader
 from score_rl.rollout import Plan
 from score_rl.run import RunDirectory, stage_plan
-from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective
+from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective, rank
 from score_rl.schema import EvalSettings, SamplingSettings, Settings, StageSettings
 from score_rl.tracking import Screen, step_note
 from score_rl.update import accumulate
@@ -96,6 +96,10 @@ class Trainer:
         self.accelerator = Accelerator()
         self.policy.to(self.accelerator.device)
         self.policy.freeze_reference()
+        if adapter is not None:  # weights that do not fit are refused before the run begins; training loads them again
+            base = {name: tensor.clone() for name, tensor in self.policy.trained_state().items()}
+            self.policy.load_saved(adapter)
+            self.policy.load_trained_state(base)
         self.player = make_player(self.policy, chat, grader)
         self.progress = Progress(stage=start_stage - 1)
         self.watch = Watch()
@@ -111,6 +115,9 @@ class Trainer:
             ScoreError: the run cannot be written or continued.
         """
         self.run.begin(self.settings, fresh=self._fresh)
+        for stage in self.settings.stages:
+            for caution in stage.cautions():
+                self.screen.say(f"warning: {stage.label}: {caution}")
         with self._signals():
             found = checkpoints(self.run.checkpoints)
             optimizer = None
@@ -257,20 +264,12 @@ class Trainer:
 
     def _choose(self, stage: StageSettings, metrics: Metrics) -> None:
         """Keeps the weights of this step if they are the best of the stage so far (`train.select`)."""
-        train, progress = self.settings.train, self.progress
-        if train.select == "validation" and "validation/acc/t1" in metrics:
-            first = metrics["validation/acc/t1"]
-            last = metrics[f"validation/acc/t{self.settings.eval.attempts}"]
-            base = first if progress.base_acc_t1 is None else progress.base_acc_t1
-            holds = first >= base - train.acc_t1_tolerance
-            rank = [1.0, last] if holds else [0.0, first]
-        elif train.select == "train_reward" and self._is_due(stage):
-            rank = [metrics[f"reward/t{stage.attempts}"]]
-        else:
-            return
-        if progress.best is None or rank > progress.best.rank:
+        progress = self.progress
+        base = metrics.get("validation/acc/t1", 0.0) if progress.base_acc_t1 is None else progress.base_acc_t1
+        found = rank(self.settings.train, metrics, base, due=self._is_due(stage))
+        if found is not None and (progress.best is None or found > progress.best.rank):
             save_best(self.run.checkpoints, progress.stage, progress.step, self.policy)
-            progress.best = Best(progress.step, rank)
+            progress.best = Best(progress.step, found)
 
     def _finish_stage(self, label: str, stage: StageSettings) -> None:
         """Saves the chosen weights as the stage's model, evaluates them and moves on to the next stage."""
