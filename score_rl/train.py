@@ -313,7 +313,7 @@ class Trainer:
         )
         with self.screen.task("validation", len(self.validation)) as advance:
             metrics = self._play(self.validation, settings, advance).metrics
-        return {f"validation/{k}": v for k, v in metrics.items() if isinstance(v, float) and "." not in k}
+        return {f"validation/{k}": v for k, v in metrics.items() if "/" in k and "." not in k}
 
     def _evaluate(self, label: str) -> None:
         with self.screen.task(f"{label} evaluation", len(self.held_out)) as advance:

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from score_rl.episodes import Problem
 from score_rl.errors import ConfigError, DataError
@@ -25,15 +26,11 @@ def load_problems(settings: DataSettings, split: str) -> list[Problem]:
     directory = Path(settings.source)
     if settings.source in sources:
         source = sources[settings.source]
-        known = [p for p in inspect.signature(source).parameters if p != "split"]
-        for option in settings.options:
-            if option not in known:
-                raise ConfigError(f"data.options.{option}: unknown option{suggest(option, known)}")
-        try:
-            problems = source(split, **settings.options)
-        except TypeError as error:
-            raise ConfigError(f"data.options={settings.options}: {error}") from error
+        _check_options(inspect.signature(source), settings.options)
+        problems = source(split, **settings.options)
     elif directory.is_dir():
+        if settings.options:
+            raise ConfigError(f"data.options={settings.options}: a directory takes none; set data.options={{}}")
         problems = _read_split(directory / f"{split}.jsonl", settings)
     else:
         raise ConfigError(
@@ -45,20 +42,35 @@ def load_problems(settings: DataSettings, split: str) -> list[Problem]:
     return problems
 
 
+def _check_options(signature: inspect.Signature, options: dict[str, Any]) -> None:
+    known = {name: parameter.default for name, parameter in signature.parameters.items() if name != "split"}
+    for option, value in options.items():
+        if option not in known:
+            raise ConfigError(f"data.options.{option}: unknown option{suggest(option, list(known))}")
+        if isinstance(known[option], int) and type(value) is not type(known[option]):
+            raise ConfigError(f"data.options.{option}={value!r}: expected {type(known[option]).__name__}")
+    for option, default in known.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise ConfigError(f"data.options.{option} is missing; set data.options.{option}=...")
+
+
 def _read_split(path: Path, settings: DataSettings) -> list[Problem]:
-    problems = []
+    problems: dict[str, Problem] = {}
     for number, row in read_jsonl(path):
         for key, name in (
             ("data.question_field", settings.question_field),
             ("data.answer_field", settings.answer_field),
+            ("data.id_field", settings.id_field),
         ):
-            if row.get(name) in (None, ""):
+            if name is not None and name not in row:
                 raise DataError(f"{path}:{number}: no field '{name}' (fields: {', '.join(row)}); set {key}")
+            if name is not None and (not isinstance(row[name], str | int | float) or row[name] == ""):
+                raise DataError(f"{path}:{number}: {name}={row[name]!r}; expected text or a number")
         question, answer = str(row[settings.question_field]), str(row[settings.answer_field])
         fields = (settings.question_field, settings.answer_field)
         meta = {key: value for key, value in row.items() if key not in fields}
-        name = (
-            str(row[settings.id_field]) if settings.id_field and settings.id_field in row else f"{path.stem}/{number}"
-        )
-        problems.append(Problem(name, question, answer, meta))
-    return problems
+        place = f"{path.stem}/{number}" if settings.id_field is None else str(row[settings.id_field])
+        if place in problems:  # a problem's episodes are compared with each other, found by its id
+            raise DataError(f"{path}:{number}: {settings.id_field}={place!r} a second time; ids must differ")
+        problems[place] = Problem(place, question, answer, meta)
+    return list(problems.values())
