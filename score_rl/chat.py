@@ -34,7 +34,8 @@ class Chat:
         self.tokenizer = tokenizer
         self.settings = settings
         if not tokenizer.chat_template:
-            raise ConfigError("model.path: the tokenizer has no chat template; add chat_template.jinja to the model")
+            where = f"model.path={tokenizer.name_or_path}"
+            raise ConfigError(f"{where}: the tokenizer has no chat template; add chat_template.jinja to the model")
         self._opening = [{"role": "system", "content": settings.system}] if settings.system else []
         self._check_system()
         tails = [self._tail(probe) for probe in _PROBES]
@@ -124,7 +125,8 @@ class Chat:
         try:
             self._render(self._messages("question"), prompt=True)
         except TemplateError as error:
-            raise ConfigError(f"chat.system: the model's chat template refuses the conversation ({error})") from error
+            where = "chat.system" if self.settings.system else f"model.path={self.tokenizer.name_or_path}"
+            raise ConfigError(f"{where}: the model's chat template refuses the conversation ({error})") from error
 
     def _refuse(self, reason: str) -> None:
         mend = "; set chat.history=template" if self.settings.history == "verbatim" else "; use another template"

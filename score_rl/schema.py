@@ -177,7 +177,8 @@ class StageSettings(Schema):
         checks = [
             (
                 self.sampling.truncated,
-                "sampling.top_p/top_k/min_p cut the distribution that the loss scores; leave them at 1, null and 0",
+                f"sampling.top_p={self.sampling.top_p:g}, top_k={self.sampling.top_k}, min_p={self.sampling.min_p:g} "
+                "cut the distribution that the loss scores; leave them at 1, null and 0",
             ),
             (self.sampling.temperature == 0, "sampling.temperature=0 draws every sample alike; use e.g. 1.0"),
             (
@@ -221,6 +222,11 @@ class StageSettings(Schema):
                 self.advantage in ("rloo", "grpo", "sibling") and self._lonely is not None,
                 f"advantage={self.advantage} has no other attempt {self._lonely} to compare one with, found "
                 f"branch={self.branch}; draw 2 or more of it, or use batch_mean",
+            ),
+            (
+                self.advantage == "batch_mean" and self.problems * self.branch[0] < 2,
+                f"advantage=batch_mean compares a step's attempts, found problems=1 and branch={self.branch}; "
+                "raise problems or use branch=[2, ...]",
             ),
             (
                 self.kl.estimator == "exact" and self.kl.placement == "reward",
