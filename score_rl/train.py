@@ -183,7 +183,7 @@ class Trainer:
                 metrics = self._step(label, stage, optimizer, offline)
                 advance(1, step_note(metrics))
                 if self._signal is not None:
-                    self._leave(optimizer)
+                    self._leave(stage, optimizer)
         self._finish_stage(label, stage)
 
     def _set_reference(self, stage: StageSettings) -> None:
@@ -238,7 +238,7 @@ class Trainer:
         metrics["time/update_seconds"] = time.monotonic() - rolled_out
         progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
         progress.problems_seen += stage.problems
-        self._after_step(label, stage, optimizer, metrics)
+        self._after_step(label, stage, metrics)
         kept = [e.to_json() | {"step": progress.total_steps} for e in episodes[: self.settings.train.log_episodes]]
         if kept:
             self.run.append(self.run.episodes(label), kept)
@@ -250,7 +250,7 @@ class Trainer:
         train, step = self.settings.train, self.progress.step
         return step == stage.steps or step % train.checkpoint_every == 0 or step % train.validate_every == 0
 
-    def _after_step(self, label: str, stage: StageSettings, optimizer: torch.optim.Optimizer, metrics: Metrics) -> None:
+    def _after_step(self, label: str, stage: StageSettings, metrics: Metrics) -> None:
         """Warns, validates and chooses, and writes the step's line."""
         train, progress = self.settings.train, self.progress
         for key, warning in self.watch.look({k: v for k, v in metrics.items() if isinstance(v, float)}).items():
@@ -341,8 +341,9 @@ class Trainer:
         files = {label: self.run.eval / f"{label}.json" for label in labels}
         return {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
 
-    def _leave(self, optimizer: torch.optim.Optimizer) -> None:
-        self._save(optimizer)
+    def _leave(self, stage: StageSettings, optimizer: torch.optim.Optimizer) -> None:
+        if not self._is_due(stage):
+            self._save(optimizer)
         assert self._signal is not None
         raise Interrupted(self._signal)
 

@@ -39,9 +39,8 @@ class Table(NamedTuple):
 def tabulate(episodes: Sequence[Episode], device: torch.device) -> Table:
     """The episodes' grades, trained lengths and places in their problems' trees."""
     grades = [[a.grade for a in e.attempts] for e in episodes]
-    problem: dict[str, int] = {}
+    labels = _label_problems(episodes)
     node: dict[tuple[int, tuple[int, ...]], int] = {}
-    labels = [problem.setdefault(e.problem.id, len(problem)) for e in episodes]
     nodes = [
         [node.setdefault((label, e.path[:k]), len(node)) for k in range(1, len(e.path) + 1)]
         for label, e in zip(labels, episodes, strict=True)
@@ -58,6 +57,20 @@ def tabulate(episodes: Sequence[Episode], device: torch.device) -> Table:
         nodes=tensor(nodes, torch.int64),
         problem=tensor(labels, torch.int64),
     )
+
+
+def _label_problems(episodes: Sequence[Episode]) -> list[int]:
+    """A number for each tree of episodes; a problem that was drawn twice in a step has two trees."""
+    current: dict[str, int] = {}
+    seen: set[tuple[int, tuple[int, ...]]] = set()
+    labels: list[int] = []
+    for episode in episodes:
+        label = current.setdefault(episode.problem.id, len(seen))
+        if (label, episode.path) in seen:
+            label = current[episode.problem.id] = len(seen)
+        seen.add((label, episode.path))
+        labels.append(label)
+    return labels
 
 
 def accumulate(
