@@ -145,8 +145,16 @@ def _mistral() -> PreTrainedModel:
 
 
 def _gemma2() -> PreTrainedModel:
-    # One sliding layer and one full one, capped logits; eager attention because only it caps attention too.
-    config = Gemma2Config(**_SIZE, sliding_window=WINDOW, query_pre_attn_scalar=8, attn_implementation="eager")
+    # One sliding layer and one full one, capped logits; eager attention because only it caps attention too. Untied,
+    # because at this size a tied head answers every token with itself.
+    config = Gemma2Config(
+        **_SIZE,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=8,
+        final_logit_softcapping=5.0,
+        attn_implementation="eager",
+        tie_word_embeddings=False,
+    )
     return Gemma2ForCausalLM(config)
 
 
