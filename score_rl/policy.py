@@ -159,7 +159,9 @@ class Policy(nn.Module):
         if not self.has_adapter:
             self.freeze_reference()
             self._frozen[0].load_state_dict(state or {})
-        elif state is not None:
+        elif state is None:
+            self.freeze_reference()
+        else:
             from peft import set_peft_model_state_dict
 
             self.freeze_reference(at_adapter=True)
@@ -332,7 +334,10 @@ def load_policy(
     tokenizer = tokenizer or load_tokenizer(settings)
     model: Any = load_model(settings)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers renames it and warns of the old name; which one there is depends on the version.
+        new = hasattr(model, "activation_checkpointing_enable")
+        enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         model.enable_input_require_grads()
     if settings.lora is not None and not hasattr(model, "peft_config"):
         model = _add_adapter(model, settings.lora, seed)
