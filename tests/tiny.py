@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from score_rl.batch import collate, rows
 from score_rl.episodes import Attempt, Episode, Grade, Problem
 from score_rl.policy import Policy, TokenScores
 from score_rl.schema import StageSettings
@@ -166,3 +167,18 @@ def largest_gap(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     size = max(float(value.abs().max()) for value in left.values())
     assert size > 0, "no gradient at all"
     return max(float((left[name] - right[name]).abs().max()) for name in left) / size
+
+
+FIRST = episode("p", [[2, 9, 3], [2, 8, 3]], [[10, 11, 1], [12, 1]], [0.0, 1.0], path=(0, 0))
+SECOND = episode("p", [[2, 9, 3], [2, 8, 3]], [[13, 1], [14, 15, 16, 1]], [1.0, 0.0], path=(1, 0))
+
+
+def inputs(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor, Tensor]:
+    """What a policy takes to score the episodes, all in one batch."""
+    batch = collate(rows(episodes), 0, CPU)
+    return batch.input_ids, batch.attention_mask, batch.predicts
+
+
+def plain_logprobs(model: torch.nn.Module, ids: tuple[int, ...], temperature: float = 1.0) -> Tensor:
+    """Log-probs [T, V] of what follows each token, from transformers' own logits."""
+    return (model(input_ids=torch.tensor([ids])).logits[0] / temperature).log_softmax(-1)
