@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -11,11 +12,21 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
+SCIENTIFIC = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+"""Makes `1e-5` a number; YAML 1.1 wants `1.0e-5` and gives a string. The dumper needs it too, to quote such text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that knows which text would be read back as a number."""
+
+
+_Dumper.add_implicit_resolver(*SCIENTIFIC)
+
 
 class Schema(BaseModel):
     """Unknown keys are refused, values are not coerced from text, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class LoraSettings(Schema):
@@ -98,7 +109,7 @@ class StageSettings(Schema):
     """One stage of training; every stage has its own optimiser, schedule, objective and sampling."""
 
     kind: Literal["stage1", "stage2", "substage", "single_turn", "multi_turn"]
-    name: str = ""
+    name: Annotated[str, Field(pattern="^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")] = ""
     """Directory and metric name; the kind when empty."""
     steps: Positive
     problems: Positive = 64
@@ -312,10 +323,13 @@ class Settings(Schema):
         labels = [stage.label for stage in self.stages]
         if len(set(labels)) < len(labels):
             raise ValueError(f"stages have the labels {', '.join(labels)}; give each its own stages.N.name")
+        taken = {"base", "checkpoints", "episodes", "eval", "offline"}.intersection(labels)
+        if taken:
+            raise ValueError(f"stages.N.name={min(taken)} is taken by another part of the run directory; use another")
         if self.eval.split == "validation" and self.train.select == "validation":
             raise ValueError("eval.split=validation is what train.select=validation chooses on; evaluate on test")
         return self
 
     def dump(self) -> str:
         """YAML that `parse` turns into an equal object."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return str(yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))

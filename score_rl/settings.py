@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -12,18 +11,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from score_rl.errors import ConfigError
-from score_rl.schema import Schema, Settings
+from score_rl.schema import SCIENTIFIC, Schema, Settings
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-5` as a number: YAML 1.1 wants `1.0e-5` and gives a string."""
+    """SafeLoader that reads `1e-5` as a number."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+_Loader.add_implicit_resolver(*SCIENTIFIC)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -57,7 +52,10 @@ def read_recipe(recipe: str) -> tuple[str, dict[str, Any]]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"{recipe}: no such file; shipped recipes: {', '.join(recipe_names())}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{recipe}: cannot be read ({error})") from error
     elif recipe in recipe_names():
         text = (files("score_rl.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
