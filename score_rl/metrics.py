@@ -71,7 +71,7 @@ def training_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Means over the sampled episodes of one training step.
 
     Episodes that start from a stored first attempt are counted apart, under `offline/`; `groups/no_signal` is the
-    share of questions whose episodes all have the same rewards.
+    share of questions whose episodes all have the same rewards, where questions have several.
     """
     own = [e for e in episodes if e.attempts[0].sampled]
     metrics: dict[str, float] = {}
@@ -87,11 +87,13 @@ def training_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             gained, lost = transitions(group, 1, 2)
             metrics[f"{prefix}delta/t1_t2"] = (gained - lost) / len(group)
             metrics[f"{prefix}delta/i_c"], metrics[f"{prefix}delta/c_i"] = gained / len(group), lost / len(group)
-    rewards_of: dict[str, set[tuple[float, ...]]] = {}
+    rewards_of: dict[str, list[tuple[float, ...]]] = {}
     for episode in episodes:
         rewards = tuple(_reward(episode, k) for k in range(1, len(episode.attempts) + 1))
-        rewards_of.setdefault(episode.problem.id, set()).add(rewards)
-    metrics["groups/no_signal"] = fmean(len(distinct) == 1 for distinct in rewards_of.values())
+        rewards_of.setdefault(episode.problem.id, []).append(rewards)
+    groups = [group for group in rewards_of.values() if len(group) > 1]
+    if groups:
+        metrics["groups/no_signal"] = fmean(len(set(group)) == 1 for group in groups)
     return metrics | attempt_shapes(own or episodes)
 
 
