@@ -51,12 +51,12 @@ class RunDirectory:
             raise CheckpointError(f"{self.path}: {parent} is no directory; choose another one with -o")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise CheckpointError(f"{self.path}: {parent} cannot be written; choose another directory with -o")
-        if fresh or not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: not empty and no run (no config.yaml); choose another directory with -o")
         changed = differing_keys(self.load_settings(), settings)
-        if changed:
+        if changed and not fresh:
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}); "
                 "use them, choose another directory with -o, or discard the run with --fresh"
@@ -65,7 +65,7 @@ class RunDirectory:
     def begin(self, settings: Settings, *, fresh: bool) -> None:
         """Makes the directory and writes config and environment; with `fresh` an earlier run in it is deleted."""
         if fresh and self.config.is_file():
-            stages = [directory for directory in self.path.iterdir() if (directory / "tokenizer_config.json").is_file()]
+            stages = [self.model(label) for label, _ in stage_plan(self.load_settings())]
             for old in [*(self.path / name for name in OURS), *stages]:
                 if old.is_dir():
                     shutil.rmtree(old)
