@@ -137,6 +137,12 @@ def test_truncation_keeps_the_sets_worked_out_by_hand(sampling, kept):
     assert torch.equal(log_p[log_p.isfinite()], p.log()[log_p.isfinite()])
 
 
+def test_top_p_is_the_smallest_set_that_reaches_the_mass():
+    log_p = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    assert log_p.exp()[0, 0] == 0.5, "the case needs an exact half"
+    assert truncate(log_p, SamplingSettings(top_p=0.5)).isfinite().tolist() == [[True, False, False]]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("branch", "sampling"),

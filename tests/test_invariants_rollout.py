@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_chat import FAMILIES, VOCABULARY, make_chat, make_model, make_tokenizer
+from tiny_chat import FAMILIES, VOCABULARY, encode, make_chat, make_model, make_tokenizer
 
 from score_rl.batch import Batch, collate, micro_batches, rows
 from score_rl.chat import Chat
@@ -96,7 +96,7 @@ def thinking_episode(chat: Chat) -> Episode:
     texts = ["<think>2?</think>\n3<|im_end|>", "<think>no</think>\n2<|im_end|>"]
     context, attempts = chat.open("1+1"), []
     for text in texts:
-        token_ids = tuple(chat.tokenizer(text)["input_ids"])
+        token_ids = encode(text)
         attempts.append(Attempt(context, token_ids, chat.decode(token_ids), True))
         context = chat.follow_up("1+1", context, token_ids, [a.text for a in attempts])
     return Episode(PROBLEMS[1], tuple(attempts), (0, 0))

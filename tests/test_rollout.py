@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import pytest
-from tiny_chat import VOCABULARY, make_chat, make_model, make_tokenizer
+from tiny_chat import VOCABULARY, encode, make_chat, make_model
 
 from score_rl.decode import Sample, TransformersEngine
 from score_rl.draws import derive
@@ -20,10 +20,6 @@ from score_rl.tracking import Screen
 SAMPLING = SamplingSettings()
 PROBLEMS = [Problem(f"p{i}", "1+" * i + "1", str(i + 1)) for i in range(5)]
 GRADER = make_grader(RewardSettings())
-
-
-def ids_of(text: str) -> tuple[int, ...]:
-    return tuple(make_tokenizer()(text)["input_ids"])
 
 
 class ScriptedEngine:
@@ -45,7 +41,7 @@ class ScriptedEngine:
         )
         samples = []
         for row in range(len(contexts)):
-            ids = ids_of(texts[row % len(texts)])
+            ids = encode(texts[row % len(texts)])
             samples.append(Sample(ids, (-1.0,) * len(ids), "<|im_end|>" in texts[row % len(texts)]))
         return samples
 
@@ -104,7 +100,7 @@ def test_contexts_are_the_opening_and_then_all_that_came_before():
     opening = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
     tail = "<|im_end|>\n<|im_start|>user\nRedo it.<|im_end|>\n<|im_start|>assistant\n"
     texts = [opening, f"{opening}3{tail}", f"{opening}3{tail}4{tail}"]
-    assert [a.context_ids for a in episode.attempts] == [ids_of(text) for text in texts]
+    assert [a.context_ids for a in episode.attempts] == [encode(text) for text in texts]
     assert [call["contexts"] for call in engine.calls] == [[a.context_ids] for a in episode.attempts]
 
 
@@ -173,7 +169,7 @@ def test_a_problem_that_comes_twice_is_drawn_twice():
 def stored_first(*texts: str, problem: Problem = PROBLEMS[0]) -> list[Attempt]:
     context = make_chat().open(problem.question)
     return [
-        Attempt(context, ids_of(text), text.removesuffix("<|im_end|>"), "<|im_end|>" in text, True, (), Grade(False, 0))
+        Attempt(context, encode(text), text.removesuffix("<|im_end|>"), "<|im_end|>" in text, True, (), Grade(False, 0))
         for text in texts
     ]
 
@@ -190,7 +186,7 @@ def test_stored_first_attempts_are_marked_and_continued_as_if_just_sampled():
     opening = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
     tail = "<|im_end|>\n<|im_start|>user\nRedo it.<|im_end|>\n<|im_start|>assistant\n"
     (call,) = engine.calls
-    assert call["contexts"] == [ids_of(f"{opening}{digit}{tail}") for digit in "8899"]
+    assert call["contexts"] == [encode(f"{opening}{digit}{tail}") for digit in "8899"]
     # Nothing is cached of a stored attempt, so there is no row to go on from.
     assert call["parents"] is None
 

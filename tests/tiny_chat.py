@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -97,6 +97,10 @@ def make_tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in PLAIN])
+    # As Llama's does: text encoded with special tokens gets <s> in front, which templates write themselves.
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
+    )
     eos, pad = _ENDS.get(template or "", ("</s>", "<pad>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -105,6 +109,11 @@ def make_tokenizer(template: str | None = "chatml") -> PreTrainedTokenizerFast:
         pad_token=pad,
         chat_template=None if template is None else TEMPLATES[template],
     )
+
+
+def encode(text: str) -> tuple[int, ...]:
+    """Ids of a text, whose special tokens are recognised and to which none is added; the same for all templates."""
+    return tuple(make_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
 def make_chat(template: str = "chatml", *, system: str | None = None, history: str = "verbatim") -> Chat:
