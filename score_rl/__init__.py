@@ -15,7 +15,7 @@ _HOMES = {
     "ScoreError": "errors",
     "Settings": "schema",
     "Trainer": "train",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_policy": "policy",
     "register_extractor": "extract",
     "register_reward": "rewards",

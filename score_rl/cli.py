@@ -135,8 +135,8 @@ def evaluate(
     screen = _screen()
     player = _player(settings)
     from score_rl.data.load import load_problems
-    from score_rl.evaluate import evaluate as play
-    from score_rl.evaluate import write_evaluation
+    from score_rl.evaluation import evaluate as play
+    from score_rl.evaluation import write_evaluation
 
     chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
     with screen.task(f"{name} evaluation", len(chosen)) as advance:
@@ -237,7 +237,7 @@ def _player(settings: Settings) -> Player:
     import torch
 
     from score_rl.chat import Chat
-    from score_rl.evaluate import make_player
+    from score_rl.evaluation import make_player
     from score_rl.policy import load_policy, load_tokenizer
     from score_rl.rewards import make_grader
 

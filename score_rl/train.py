@@ -30,7 +30,7 @@ from score_rl.checkpoint import (
 from score_rl.data.load import load_problems
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Problem
-from score_rl.evaluate import evaluate, make_player, write_evaluation
+from score_rl.evaluation import evaluate, make_player, write_evaluation
 from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
 from score_rl.offline import stored_attempts
