@@ -98,6 +98,21 @@ def test_the_metrics_of_a_step_by_hand() -> None:
     assert metrics["advantage_std/t1"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("bonus_on", "credit"),
+    [
+        pytest.param("correct", 0.75, id="neither attempt is right, so there is no bonus"),
+        pytest.param("reward", 0.75 + 10 * 0.5, id="the reward rose by a half"),
+    ],
+)
+def test_the_bonus_is_on_what_the_stage_says(bonus_on: str, credit: float) -> None:
+    recorder = Recorder.around(make_policy())
+    one = episode("p", [[5], [6]], [[7, 1], [8, 1]], [0.25, 0.75])
+    accumulate(recorder, [one], stage(advantage="none", bonus_on=bonus_on), stage2(alpha=10, beta1=0), max_tokens=99)
+    assert recorder.seen[0].grad is not None
+    assert recorder.seen[0].grad.tolist() == pytest.approx([-0.25] * 2 + [-credit] * 2)
+
+
 def test_places_in_the_tree_are_numbered_by_question_and_path() -> None:
     tree = [
         episode(problem, [[5], [6]], [[7, 1], [8]], [0.5, 1.0], path=path, offline=int(problem == "q"))
@@ -151,6 +166,15 @@ def test_a_stored_first_attempt_gets_neither_policy_nor_kl_gradient() -> None:
     assert "kl/t1" not in metrics and "kl/t2" in metrics
     accumulate(policy, own, stage("stage1"), pushed_and_pinned, max_tokens=99)
     assert largest_gap(wanted, gradients(policy)) > 0.1
+
+
+def test_metrics_of_attempt_1_are_means_over_the_attempts_of_this_policy() -> None:
+    policy = stir(make_policy(lora=True))
+    own = mixed_batch()[:2]  # the other two start from stored attempts
+    alone, among = (accumulate(policy, part, stage(), stage2(), max_tokens=99) for part in (own, mixed_batch()))
+    for key in ("kl/t1", "entropy/t1", "engine_gap/t1", "advantage_std/t1"):
+        assert alone[key] > 0
+        assert among[key] == pytest.approx(alone[key], rel=1e-5), key
 
 
 def test_without_a_beta_the_reference_is_never_asked() -> None:
