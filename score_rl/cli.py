@@ -66,7 +66,7 @@ def train(
       score train gsm8k.yaml stages.0.steps=200 -o runs/gsm8k
       score train arithmetic --seed 3 --json
     """
-    if "=" in recipe:
+    if "=" in recipe and not Path(recipe).is_file():
         recipe, overrides = "arithmetic", [recipe, *(overrides or [])]
     from score_rl.settings import load
 
