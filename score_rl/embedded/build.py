@@ -8,7 +8,6 @@ correct itself, it repeats itself.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -17,25 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from score_rl.chat import Chat
 from score_rl.data.load import load_problems
 from score_rl.episodes import Episode
-from score_rl.evaluate import at_temperature, evaluate, make_player
+from score_rl.evaluation import at_temperature, evaluate, make_player
 from score_rl.metrics import self_correction
 from score_rl.policy import Policy
 from score_rl.rewards import make_grader
 from score_rl.schema import Settings
 from score_rl.settings import load
+from score_rl.tracking import Screen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 DIGITS = 10
 BATCH = 128
-SYSTEM = "You are a careful assistant."
 TEMPLATE = (
     "{%- for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
@@ -44,28 +42,33 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of pretraining and its mixture of second attempts; the rest are new wrong ones.
+    """A stretch of pretraining with its own optimiser, stream of documents and mixture of second attempts.
 
     Attributes:
+        decay: steps over which the learning rate would fall to a tenth, on a cosine.
         copies: share of second attempts that repeat the first.
-        right: share that are solved afresh and right.
+        right: share that are solved afresh and right; the rest are new wrong ones.
     """
 
     steps: int
+    decay: int
     lr: float
     copies: float
     right: float
 
 
 # The skill of solving afresh forms late and needs many right second attempts; the habit of repeating forms at once.
-PHASES = (Phase(3000, 3e-3, copies=0.6, right=0.3), Phase(120, 6e-4, copies=0.72, right=0.18))
+PHASES = (
+    Phase(steps=3000, decay=4000, lr=3e-3, copies=0.6, right=0.3),
+    Phase(steps=100, decay=300, lr=6e-4, copies=0.75, right=0.15),
+)
 RIGHT_FIRST = 0.6
 WRONG_BORROWS = 2.0
 """Borrows that are forgotten or made up in a wrong answer, on average."""
 
 
 def build_tokenizer(instruction: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: single digits, the words of the shipped prompts, and every other byte."""
+    """A byte-level BPE tokenizer: single digits, the words of the instruction, and every other byte."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -74,13 +77,13 @@ def build_tokenizer(instruction: str) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=384,
         min_frequency=1,
         special_tokens=["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator([instruction, SYSTEM], trainer)
+    core.train_from_iterator([instruction], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>")
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -114,9 +117,12 @@ class Documents:
         kind = self.rng.random((BATCH, 1))
         afresh = np.where(kind < phase.copies + phase.right, right, self._wrong(a, b))
         second = np.where(kind < phase.copies, first, afresh)
-        rows = [self._row(*(_text(x[i]) for x in (a, b, first, second))) for i in range(BATCH)]
-        ids = torch.tensor([ids for ids, _ in rows])
-        return ids, torch.tensor([mask for _, mask in rows])
+        rows = [self._parts(*(_text(x[i]) for x in (a, b, first, second))) for i in range(BATCH)]
+        ids = self.tokenizer(["".join(parts) for parts in rows], add_special_tokens=False)["input_ids"]
+        # All numbers have the same length, so what is an assistant's in one row is so in all.
+        lengths = [len(part) for part in self.tokenizer(rows[0], add_special_tokens=False)["input_ids"]]
+        trained = [place % 2 == 1 for place, length in enumerate(lengths) for _ in range(length)]
+        return torch.tensor(ids), torch.tensor(trained).expand(BATCH, -1)
 
     def _operands(self) -> tuple[np.ndarray, np.ndarray]:
         while True:
@@ -129,37 +135,27 @@ class Documents:
     def _wrong(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return subtract(a, b, self.rng.random(a.shape) < WRONG_BORROWS / DIGITS)
 
-    def _row(self, a: str, b: str, first: str, second: str) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        mask: list[bool] = []
-        for text, trained in (
-            (f"<|user|>{a} - {b}<|end|><|assistant|>", False),
-            (f"{first}<|end|>", True),
-            (f"<|user|>{self.instruction}<|end|><|assistant|>", False),
-            (f"{second}<|end|>", True),
-        ):
-            part = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += part
-            mask += [trained] * len(part)
-        return ids, mask
+    def _parts(self, a: str, b: str, first: str, second: str) -> list[str]:
+        """Context and attempt in turn; special tokens at the seams keep the parts' tokens apart."""
+        return [
+            f"<|user|>{a} - {b}<|end|><|assistant|>",
+            f"{first}<|end|>",
+            f"<|user|>{self.instruction}<|end|><|assistant|>",
+            f"{second}<|end|>",
+        ]
 
 
 def _text(digits: np.ndarray) -> str:
     return "".join(map(str, digits))
 
 
-def learning_rates() -> Iterator[tuple[Phase, float]]:
-    """Phase and learning rate of every step: warm-up and cosine to a tenth in the first phase, then constant."""
-    first = PHASES[0]
-    for step in range(first.steps):
-        decay = 0.1 + 0.9 * 0.5 * (1 + cos(pi * step / first.steps))
-        yield first, first.lr * min(1.0, (step + 1) / 100) * decay
-    for phase in PHASES[1:]:
-        yield from ((phase, phase.lr) for _ in range(phase.steps))
+def learning_rate(phase: Phase, step: int) -> float:
+    """Learning rate of a step, from 0: 100 steps of warm-up, then the first part of a cosine."""
+    return phase.lr * min(1.0, (step + 1) / 100) * (0.1 + 0.9 * 0.5 * (1 + cos(pi * step / phase.decay)))
 
 
-def pretrain(settings: Settings, seed: int) -> Policy:
-    """The policy, trained from nothing."""
+def new_policy(settings: Settings, seed: int) -> Policy:
+    """The policy with random weights, and its tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
@@ -173,25 +169,30 @@ def pretrain(settings: Settings, seed: int) -> Policy:
         num_key_value_heads=4,
         head_dim=24,
         max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = Qwen3ForCausalLM(config)
-    documents = Documents(tokenizer, settings, seed)
+    return Policy(Qwen3ForCausalLM(config), tokenizer)
+
+
+def pretrain(policy: Policy, settings: Settings, phase: Phase, seed: int) -> None:
+    """One phase of pretraining: cross-entropy on the assistant's tokens."""
+    model, documents = policy.model, Documents(policy.tokenizer, settings, seed)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
-    steps = list(learning_rates())
-    for phase, lr in track(steps, description="pretraining"):
-        ids, trained = documents.batch(phase)
-        logits = model(input_ids=ids).logits[:, :-1][trained[:, 1:]]
-        loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][trained[:, 1:]])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    return Policy(model, tokenizer)
+    with Screen().task("pretraining", phase.steps) as advance:
+        for step in range(phase.steps):
+            ids, trained = documents.batch(phase)
+            logits = model(input_ids=ids).logits[:, :-1][trained[:, 1:]]
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][trained[:, 1:]])
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(phase, step)
+            optimizer.step()
+            advance(1, f"loss {loss.item():.3f}")
 
 
 def fix_rate(episodes: list[Episode]) -> float:
@@ -236,7 +237,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     settings = load("arithmetic")
-    policy = pretrain(settings, arguments.seed)
+    policy = new_policy(settings, arguments.seed)
+    for index, phase in enumerate(PHASES):
+        pretrain(policy, settings, phase, arguments.seed + index)
     policy.model.generation_config.do_sample = False
     policy.save(arguments.output)
     card = describe(policy, settings)
