@@ -105,7 +105,6 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
         if field is not None:
             annotation = field.annotation
             candidates = [annotation, *getattr(annotation, "__args__", ())]
-            candidates += [inner for outer in candidates for inner in getattr(outer, "__args__", ())]
             schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, Schema)), schema)
     return list(schema.model_fields)
 

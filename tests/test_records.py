@@ -160,8 +160,11 @@ def test_a_process_that_dies_while_filling_leaves_the_older_directory(tmp_path):
     assert (tmp_path / "step-1" / "weights").read_text() == "old"
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["no older directory", "an older directory"])
 @pytest.mark.parametrize("leftover", [".step-1.partial", ".step-1.old"])
-def test_leftovers_of_a_killed_process_are_cleaned(tmp_path, leftover):
+def test_leftovers_of_a_killed_process_are_cleaned(tmp_path, leftover, older):
+    if older:
+        write_directory(tmp_path / "step-1", lambda d: (d / "older").write_text("old"))
     (tmp_path / leftover).mkdir()
     (tmp_path / leftover / "stale").write_text("x")
     write_directory(tmp_path / "step-1", lambda d: (d / "weights").write_text("new"))
