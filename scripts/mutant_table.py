@@ -169,4 +169,163 @@ POLICY = _faults(
     ("check: any logits will do", "if not torch.allclose(ours, theirs", "if False and not torch.allclose(ours, theirs"),
 )
 
-MUTANTS = [*OBJECTIVES, *UPDATE, *POLICY]
+ROLLOUT = [
+    *_faults(
+        "chat.py",
+        "test_chat",
+        (
+            "bridge: the end token twice",
+            "return context_ids + token_ids + self.bridge_ids[self._end + 1 :]",
+            "return context_ids + token_ids + self.bridge_ids",
+        ),
+        (
+            "bridge: a cut-off attempt stays open",
+            "        return context_ids + token_ids + self.bridge_ids\n",
+            "        return context_ids + token_ids + self.bridge_ids[1:]\n",
+        ),
+        (
+            "bridge: special tokens added again",
+            "self.tokenizer(text, add_special_tokens=False)",
+            "self.tokenizer(text)",
+        ),
+        ("bridge: templates that rewrite are taken", "tails[0] != tails[1]", "not tails"),
+    ),
+    *_faults(
+        "decode.py",
+        "test_decode",
+        (
+            "temperature: ignored in sampling",
+            "log_p = (logits / sampling.temperature).log_softmax(dim=-1)",
+            "log_p = logits.log_softmax(dim=-1)",
+        ),
+        ("sample: without its end token", "length[row[ended]] = position + 1", "length[row[ended]] = position"),
+        (
+            "sample: cut off counts as ended",
+            "finished = torch.zeros(len(contexts)",
+            "finished = torch.ones(len(contexts)",
+        ),
+        ("cache: finished rows are fed on", "[mask, running[:, None]]", "[mask, torch.ones_like(running)[:, None]]"),
+        ("cache: claims the last token", "context + sample.token_ids[:-1]", "context + sample.token_ids"),
+        ("cache: left padding seen", "t >= width - len(s) for t in range(width)", "True for t in range(width)"),
+        ("cache: rows that left early change places", "back = order.argsort()", "back = order"),
+        ("draw: the token below", "target, right=True)[:, 0]", "target, right=True)[:, 0].sub(1).clamp(min=0)"),
+        ("top-p: leaves out the token that reaches it", "- probability >= sampling.top_p", ">= sampling.top_p"),
+        ("top-k: one more", "drop[:, sampling.top_k :]", "drop[:, sampling.top_k + 1 :]"),
+        ("log-probs: before truncation", "truncate(log_p, sampling).log_softmax(dim=-1)", "truncate(log_p, sampling)"),
+        ("dropout: on while sampling", "    model.eval()\n    try:\n        yield\n", "    try:\n        yield\n"),
+    ),
+    *_faults(
+        "draws.py",
+        "test_draws",
+        ("draws: the same at every position", "(position + 1) * _GOLDEN", "_GOLDEN"),
+        ("draws: sign bits shifted in", "(z >> bits) & (2 ** (64 - bits) - 1)", "z >> bits"),
+    ),
+    *_faults(
+        "rollout.py",
+        "test_rollout",
+        ("draws: siblings alike", "derive(*purpose, nodes[n][0], path)", "derive(*purpose, nodes[n][0], path[:-1])"),
+        ("draws: the purpose ignored", "derive(*purpose, nodes[n][0], path)", "derive(nodes[n][0], path)"),
+        ("stored attempts: taken for own", "dataclasses.replace(a, sampled=False)", "a"),
+        ("limits: the first for all", "plan.max_new_tokens[depth]", "plan.max_new_tokens[0]"),
+        (
+            "grades: by another problem",
+            "self.grader(text, nodes[n][1].problem)",
+            "self.grader(text, nodes[0][1].problem)",
+        ),
+    ),
+]
+
+EVALUATION = [
+    *_faults(
+        "metrics.py",
+        "test_metrics test_invariants_metrics",
+        (
+            "unchanged: no answer equals no answer",
+            "if before.grade.answer is None and after.grade.answer is None:",
+            "if False:",
+        ),
+        ("unchanged: counts the changed", "sum(is_unchanged(e, k)", "sum(not is_unchanged(e, k)"),
+        (
+            "transitions: i -> c and c -> i swapped",
+            "return sum(not a and b for a, b in pairs), sum(a and not b for a, b in pairs)",
+            "return sum(a and not b for a, b in pairs), sum(not a and b for a, b in pairs)",
+        ),
+        ("transitions: stayed right counts as fixed", "sum(not a and b for", "sum(b for"),
+        (
+            "accuracy: from the reward",
+            "fmean(e.attempts[k - 1].correct for e in group)",
+            "fmean(_reward(e, k) for e in group)",
+        ),
+        (
+            "own and stored first attempts together",
+            "own = [e for e in episodes if e.attempts[0].sampled]",
+            "own = list(episodes)",
+        ),
+        ("truncated: counts the finished", "fmean(not a.finished for", "fmean(a.finished for"),
+    ),
+    *_faults(
+        "stats.py",
+        "test_stats",
+        ("delta: sign", "Interval((gained - lost) / trials", "Interval((lost - gained) / trials"),
+        ("interval: 90% for 95%", "Z95 = 1.959963984540054", "Z95 = 1.6448536269514722"),
+        ("interval: Wald in place of Wilson", "(share + z2 / (2 * trials)) / (1 + z2 / trials)", "share"),
+    ),
+    *_faults(
+        "rewards.py",
+        "test_extract_rewards",
+        (
+            "grade: no answer equals no answer",
+            "found is not None and gold is not None and found.lower() == gold.lower()",
+            "(found or '').lower() == (gold or '').lower()",
+        ),
+    ),
+    *_faults(
+        "extract.py",
+        "test_extract_rewards",
+        ("last number: the first", "numbers[-1]", "numbers[0]"),
+    ),
+]
+
+RUN = [
+    *_faults(
+        "schedule.py",
+        "test_schedule",
+        ("warm-up: off by one", "(step + 1) / (stage.warmup_steps + 1)", "step / (stage.warmup_steps + 1)"),
+        ("cosine: counted from the start", "part = (step - stage.warmup_steps)", "part = step"),
+        ("beta2: moves away from the target", "kl / control.target - 1.0", "1.0 - kl / control.target"),
+        ("data: the order ignores the seed", 'derive(seed, "order", epoch)', 'derive("order", epoch)'),
+        ("data: every pass in the same order", 'derive(seed, "order", epoch)', 'derive(seed, "order")'),
+        ("choice: attempt 1 may fall", "holds = first >= base_acc_t1 - train.acc_t1_tolerance", "holds = True"),
+    ),
+    *_faults(
+        "run.py",
+        "test_run",
+        ("resume: metrics are not rewound", "os.truncate(path, size)", "os.truncate(path, path.stat().st_size)"),
+    ),
+    *_faults(
+        "records.py",
+        "test_records",
+        (
+            "writing: in place",
+            "os.replace(partial, path)\n        sync_directory(path.parent)\n    except",
+            "path.write_text(text)\n    except",
+        ),
+    ),
+    *_faults(
+        "settings.py",
+        "test_settings",
+        ("YAML: 1e-5 is text", "_Loader.add_implicit_resolver(", "(lambda *_: None)("),
+    ),
+    *_faults(
+        "schema.py",
+        "test_settings",
+        (
+            "settings: truncated sampling is trained",
+            "return self.top_p < 1 or self.top_k is not None or self.min_p > 0",
+            "return False",
+        ),
+        ("settings: unknown keys are dropped", 'extra="forbid"', 'extra="ignore"'),
+    ),
+]
+
+MUTANTS = [*OBJECTIVES, *UPDATE, *POLICY, *ROLLOUT, *EVALUATION, *RUN]
