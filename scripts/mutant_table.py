@@ -64,6 +64,7 @@ OBJECTIVES = _faults(
         "    counted = valid.to(values.dtype)\n    others",
         "    counted = torch.ones_like(values)\n    others",
     ),
+    ("baseline: asked for where nothing is earned", "not values[valid].any()", "not valid.any()"),
     ("length norm: all attempts alike", '"sequence": lengths.clamp(min=1)', '"sequence": lengths.mean().clamp(min=1)'),
     ("length norm: by episodes, not tokens", "/ lengths.sum().clamp(min=1)", "/ lengths.shape[0]"),
 )

@@ -311,19 +311,3 @@ def test_a_baseline_moves_no_mean_of_accumulate_on_a_real_model(advantage: str, 
             backward=lambda value, chance=chance: (chance * value).backward(),
         )
     assert largest_gap(wanted, gradients(policy)) < 2e-5
-
-
-def test_a_stage_takes_attempts_of_which_one_earns_nothing_and_has_none_to_compare_with() -> None:
-    # Stage I, one first attempt with two second attempts: attempt 1 has no other, and needs none.
-    policy = make_policy()
-    tree = [
-        episode("p", [[5], [6]], [[7, 1], [8, 1]], [0, 1], path=(0, 0)),
-        episode("p", [[5], [6]], [[7, 1], [9, 1]], [0, 0], path=(0, 1)),
-    ]
-    for advantage in ("rloo", "sibling"):
-        settings = stage("stage1", branch=[1, 2], advantage=advantage)
-        metrics = accumulate(policy, tree, settings, stage1(), max_tokens=99)
-        # Leave-one-out gives +1 and -1.
-        assert metrics["advantage_std/t2"] == 1.0
-        assert metrics["advantage_std/t1"] == 0.0
-        assert gradients(policy)
