@@ -114,7 +114,7 @@ class StageSettings(Schema):
     steps: Positive
     problems: Positive = 64
     """Questions a step."""
-    branch: list[Positive] = [1, 1]
+    branch: list[Positive] = [2, 2]
     """Attempts drawn from each context: `[n, m]` is n first attempts and m second attempts after each."""
     sampling: SamplingSettings = SamplingSettings()
     max_new_tokens: list[Positive] = [512, 512]
@@ -216,18 +216,6 @@ class StageSettings(Schema):
             (
                 self.advantage == "sibling" and self.branch[-1] < 2,
                 f"advantage=sibling needs branch[-1] >= 2, found branch={self.branch}; use branch=[n, 2] or rloo",
-            ),
-            (
-                self.advantage in ("rloo", "grpo") and self.episodes == self.problems,
-                f"advantage={self.advantage} compares episodes of one question, found branch={self.branch}; "
-                "use branch=[2, 1] or more, or batch_mean",
-            ),
-            (
-                self.advantage in ("rloo", "grpo", "sibling")
-                and self.branch[0] < 2
-                and self.kind in ("stage2", "single_turn"),
-                f"advantage={self.advantage} needs branch[0] >= 2 first attempts to compare, found "
-                f"branch={self.branch}; use branch=[2, ...] or batch_mean",
             ),
             (
                 self.advantage in ("rloo", "grpo", "sibling") and self._lonely is not None,
