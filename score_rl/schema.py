@@ -237,7 +237,8 @@ class StageSettings(Schema):
             ),
             (
                 self.offline_fraction > 0 and self.offline_attempts < self.branch[0],
-                f"offline_attempts={self.offline_attempts} is fewer than branch[0]={self.branch[0]} first attempts",
+                f"offline_attempts={self.offline_attempts} is fewer than branch[0]={self.branch[0]} first attempts; "
+                f"set offline_attempts={self.branch[0]}",
             ),
         ]
         for wrong, message in checks:

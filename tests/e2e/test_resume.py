@@ -23,6 +23,7 @@ SHORT = [
     "stages.1.steps=4",
     "stages.0.problems=4",
     "stages.1.problems=4",
+    "stages.1.branch=[2, 2]",
     "stages.1.offline_fraction=0.25",
     "stages.0.adaptive_beta2={target: 0.01}",
 ]
