@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from score_rl.episodes import Attempt
 from score_rl.errors import ConfigError
 from score_rl.schema import ChatSettings
 
@@ -68,6 +70,17 @@ class Chat:
         if self._end is not None and token_ids[-1:] == (self.bridge_ids[self._end],):
             return context_ids + token_ids + self.bridge_ids[self._end + 1 :]
         return context_ids + token_ids + self.bridge_ids
+
+    def context(self, question: str, attempts: Sequence[Attempt]) -> tuple[int, ...]:
+        """Context of the attempt after `attempts`, of which the latest `chat.keep_attempts` are in it."""
+        if not attempts:
+            return self.open(question)
+        kept = attempts[-(self.settings.keep_attempts or len(attempts)) :]
+        context = kept[0].context_ids if len(kept) == len(attempts) else self.open(question)
+        for number, attempt in enumerate(kept, start=1):
+            texts = [earlier.text for earlier in kept[:number]]
+            context = self.follow_up(question, context, attempt.token_ids, texts)
+        return context
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of an attempt, for graders and people, without the end-of-turn token."""

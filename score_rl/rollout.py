@@ -113,7 +113,7 @@ class Player:
         last: bool,
     ) -> tuple[list[tuple[int, Episode]], list[int]]:
         """Each node's episode with one more attempt, `children` times; `continues` tells the session's rows."""
-        contexts = [self._context(episode) for _, episode in nodes]
+        contexts = [self.chat.context(episode.problem.question, episode.attempts) for _, episode in nodes]
         spread = [n for n in range(len(nodes)) for _ in range(children)]
         paths = [(*nodes[n][1].path, j) for n in range(len(nodes)) for j in range(children)]
         keys = [derive(*purpose, nodes[n][0], path) for n, path in zip(spread, paths, strict=True)]
@@ -138,13 +138,6 @@ class Player:
             )
             grown.append((nodes[n][0], self._append(nodes[n][1], attempt, path[-1])))
         return grown, spread
-
-    def _context(self, episode: Episode) -> tuple[int, ...]:
-        if not episode.attempts:
-            return self.chat.open(episode.problem.question)
-        before = episode.attempts[-1]
-        texts = [attempt.text for attempt in episode.attempts]
-        return self.chat.follow_up(episode.problem.question, before.context_ids, before.token_ids, texts)
 
     @staticmethod
     def _append(episode: Episode, attempt: Attempt, child: int) -> Episode:

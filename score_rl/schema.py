@@ -68,6 +68,8 @@ class ChatSettings(Schema):
         "There might be an error in the solution above. Please correct the error, if any, and rewrite the solution."
     )
     history: Literal["verbatim", "template"] = "verbatim"
+    keep_attempts: Positive | None = None
+    """Earlier attempts that a context carries, the latest ones; all when null. Bounds the context of many attempts."""
 
 
 class RewardSettings(Schema):

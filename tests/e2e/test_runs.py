@@ -84,8 +84,9 @@ def test_a_random_model_trains_with_lora_and_its_adapter_loads_with_plain_peft(f
 
 
 def test_on_the_embedded_task_stage_1_raises_acc_t2_and_holds_acc_t1_and_stage_2_raises_both(tmp_path: Path) -> None:
-    short = ["train.validation_problems=200", "train.validate_every=15", "eval.problems=400"]
-    short += ["stages.0.steps=15", "stages.1.steps=30", "eval.sampling.temperature=1.0"]
+    short = ["train.validation_problems=200", "train.validate_every=20", "eval.problems=400"]
+    short += ["stages.0.steps=20", "stages.1.steps=20", "eval.sampling.temperature=1.0"]
+    short += ["stages.0.schedule=constant", "stages.1.schedule=constant", "stages.0.lr=6e-4", "stages.1.lr=6e-4"]
     trainer = Trainer(load("arithmetic", short), tmp_path / "run")
     results = trainer.train()
     base, first, second = results["base"], results["stage1"], results["stage2"]
