@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from tiny_chat import VOCABULARY, encode, make_chat, make_model
@@ -46,10 +47,10 @@ class ScriptedEngine:
         return samples
 
 
-def real_player(*, history: str = "verbatim") -> Player:
+def real_player(**options: object) -> Player:
     """A random model whose attempts end at every seventh token."""
     engine = TransformersEngine(make_model(), frozenset(range(0, VOCABULARY, 7)), pad_id=1)
-    return Player(engine, make_chat(history=history), GRADER)
+    return Player(engine, make_chat(**options), GRADER)
 
 
 def plan(*branch: int, rows: int = 512, limits: Sequence[int] = (6, 5, 4, 3)) -> Plan:
@@ -102,6 +103,31 @@ def test_contexts_are_the_opening_and_then_all_that_came_before():
     texts = [opening, f"{opening}3{tail}", f"{opening}3{tail}4{tail}"]
     assert [a.context_ids for a in episode.attempts] == [encode(text) for text in texts]
     assert [call["contexts"] for call in engine.calls] == [[a.context_ids] for a in episode.attempts]
+
+
+@pytest.mark.parametrize("history", ["verbatim", "template"])
+@pytest.mark.parametrize(("keep", "carried"), [(1, ["4"]), (2, ["3", "4"]), (9, ["2", "3", "4"])])
+def test_a_bounded_context_carries_the_latest_attempts_only(keep, carried, history):
+    chat = make_chat(keep_attempts=keep, history=history)
+    engine = ScriptedEngine(["2<|im_end|>"], ["3"], ["4<|im_end|>"], ["5"])
+    (episode,) = Player(engine, chat, GRADER).play(PROBLEMS[:1], plan(1, 1, 1, 1), ("test",))
+    opening = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
+    tail = "<|im_end|>\n<|im_start|>user\nRedo it.<|im_end|>\n<|im_start|>assistant\n"
+    assert episode.attempts[3].context_ids == encode(opening + "".join(text + tail for text in carried))
+
+
+def test_two_attempts_are_the_same_whether_the_context_is_bounded_or_not():
+    bounded = real_player(keep_attempts=1).play(PROBLEMS, plan(2, 2), ("test",))
+    assert bounded == real_player().play(PROBLEMS, plan(2, 2), ("test",))
+
+
+def test_with_a_context_of_one_attempt_the_third_is_to_the_second_as_the_second_is_to_the_first():
+    # Greedy, each attempt is a function of the one before it, so an attempt that is repeated once is repeated for ever.
+    greedy = Plan((1,) * 6, (6,) * 6, SamplingSettings(temperature=0.0))
+    for episode in real_player(keep_attempts=1).play(PROBLEMS, greedy, ("test",)):
+        ids = [attempt.token_ids for attempt in episode.attempts]
+        after = dict(pairwise(ids))
+        assert [after[before] for before in ids[:-1]] == ids[1:]
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 3, 4])

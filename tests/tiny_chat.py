@@ -116,9 +116,9 @@ def encode(text: str) -> tuple[int, ...]:
     return tuple(make_tokenizer()(text, add_special_tokens=False)["input_ids"])
 
 
-def make_chat(template: str = "chatml", *, system: str | None = None, history: str = "verbatim") -> Chat:
+def make_chat(template: str = "chatml", *, history: str = "verbatim", **options: object) -> Chat:
     """A chat with the short instruction."""
-    settings = ChatSettings.model_validate({"instruction": INSTRUCTION, "system": system, "history": history})
+    settings = ChatSettings.model_validate({"instruction": INSTRUCTION, "history": history, **options})
     return Chat(make_tokenizer(template), settings)
 
 
