@@ -81,7 +81,8 @@ def train(
         raise ConfigError(f"--resume-adapter {resume_adapter}: no such directory")
     if start_stage > len(settings.stages) * settings.train.iterations:
         raise ConfigError(f"--start-stage {start_stage}: the recipe has {len(settings.stages)} stages")
-    path = output or Path("runs") / settings.name
+    # A trial must not leave the full run in need of --fresh.
+    path = output or Path("runs") / (settings.name if smoke is None else f"{settings.name}-smoke")
     screen = _screen()
     screen.say(f"score train {recipe} -> {path}: loading")
     begun = time.monotonic()
@@ -269,11 +270,13 @@ def _screen() -> Screen:
 def _print_table(title: str, results: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
 
-    from score_rl.tracking import result_table
+    from score_rl.tracking import attempts_table, count_attempts, result_table
 
     # A pipe has no width; the table must not be folded there.
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width).print(result_table(title, results))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    first = next(iter(results.values()))
+    wide = len(results) == 1 and count_attempts(first) > 3
+    console.print(attempts_table(title, first) if wide else result_table(title, results))
 
 
 def _quiet_libraries() -> None:

@@ -65,30 +65,46 @@ def step_note(metrics: Mapping[str, float]) -> str:
 def result_table(title: str, results: Mapping[str, Mapping[str, float | int | str]]) -> Table:
     """Accuracies and changes with their 95% intervals, in percent, a row for each evaluation."""
     first = next(iter(results.values()))
-    attempts = sorted(
-        (key for key in first if key.startswith("acc/t") and "." not in key), key=lambda key: int(key[5:])
-    )
-    keys = [*attempts, f"delta/t1_t{len(attempts)}", "delta/i_c", "delta/c_i", f"unchanged/t{len(attempts)}"]
-    names = [
-        *(f"acc@{key[4:]}" for key in attempts),
-        f"delta(t1,t{len(attempts)})",
-        "i->c",
-        "c->i",
-        f"unchanged@t{len(attempts)}",
-    ]
-    table = Table(title=title, caption=f"{first['problems']} problems ({first['split']} split), percent [95% interval]")
+    attempts = count_attempts(first)
+    last = f"t{attempts}"
+    shown = {f"acc/t{k}": f"acc@t{k}" for k in range(1, attempts + 1)}
+    if attempts > 1:
+        shown |= {f"delta/t1_{last}": f"delta(t1,{last})", "delta/i_c": "i->c", "delta/c_i": "c->i"}
+        shown |= {f"unchanged/{last}": f"unchanged@{last}"}
+    table = Table(title=title, caption=_caption(first))
     table.add_column("")
-    shown = [(key, name) for key, name in zip(keys, names, strict=True) if key in first]
-    for _, name in shown:
+    for name in shown.values():
         table.add_column(name, justify="right")
-    if len(attempts) > 1:
+    if attempts > 1:
         table.add_column("McNemar p", justify="right")
     for label, metrics in results.items():
-        cells = [_cell(metrics, key) for key, _ in shown]
-        if len(attempts) > 1:
-            cells.append(f"{metrics[f'mcnemar_p/t1_t{len(attempts)}']:.2g}")
+        cells = [_cell(metrics, key) for key in shown]
+        if attempts > 1:
+            cells.append(f"{metrics[f'mcnemar_p/t1_{last}']:.2g}")
         table.add_row(label, *cells)
     return table
+
+
+def attempts_table(title: str, metrics: Mapping[str, float | int | str]) -> Table:
+    """One evaluation with many attempts, in percent, a row for each attempt."""
+    changes = f"attempt 1 to 2: i->c {_cell(metrics, 'delta/i_c')}, c->i {_cell(metrics, 'delta/c_i')}"
+    table = Table(title=title, caption=f"{_caption(metrics)}; {changes}")
+    for name in ("attempt", "accuracy", "delta from t1", "unchanged", "McNemar p"):
+        table.add_column(name, justify="right")
+    table.add_row("t1", _cell(metrics, "acc/t1"), "", "", "")
+    for k in range(2, count_attempts(metrics) + 1):
+        cells = [_cell(metrics, key) for key in (f"acc/t{k}", f"delta/t1_t{k}", f"unchanged/t{k}")]
+        table.add_row(f"t{k}", *cells, f"{metrics[f'mcnemar_p/t1_t{k}']:.2g}")
+    return table
+
+
+def count_attempts(metrics: Mapping[str, float | int | str]) -> int:
+    """Attempts that an evaluation has."""
+    return sum(key.startswith("acc/t") and "." not in key for key in metrics)
+
+
+def _caption(metrics: Mapping[str, float | int | str]) -> str:
+    return f"{metrics['problems']} problems ({metrics['split']} split), percent [95% interval]"
 
 
 def _cell(metrics: Mapping[str, float | int | str], key: str) -> str:

@@ -304,6 +304,16 @@ RUN = [
         ("resume: metrics are not rewound", "os.truncate(path, size)", "os.truncate(path, path.stat().st_size)"),
     ),
     *_faults(
+        "train.py",
+        "e2e/test_resume",
+        ("resume: the optimiser starts anew", "load_optimizer(path, optimizer)", "pass"),
+        (
+            "resume: dropout depends on what ran before",
+            'torch.manual_seed(derive(seed, "dropout", progress.stage, progress.step) & (2**63 - 1))',
+            "pass",
+        ),
+    ),
+    *_faults(
         "records.py",
         "test_records",
         (
