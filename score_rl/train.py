@@ -30,6 +30,7 @@ from score_rl.checkpoint import (
 from score_rl.data.load import load_problems
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Problem
+from score_rl.errors import ConfigError
 from score_rl.evaluation import evaluate, make_player, write_evaluation
 from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
@@ -94,6 +95,9 @@ class Trainer:
         chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
         self.policy = load_policy(settings.model, tokenizer, seed=settings.seed, chunk=settings.train.logprob_chunk)
         self.accelerator = Accelerator()
+        if self.accelerator.num_processes > 1:
+            # Each would train a copy of its own on the same questions.
+            raise ConfigError(f"launched as {self.accelerator.num_processes} processes; start one, without a launcher")
         self.policy.to(self.accelerator.device)
         self.policy.freeze_reference()
         if adapter is not None:  # weights that do not fit are refused before the run begins; training loads them again
