@@ -81,8 +81,7 @@ class Policy(nn.Module):
             reference_states: [N, H] from `reference_hidden`; asks for the exact KL(policy || reference) too.
         """
         hidden = self._hidden(self.causal_lm, input_ids, attention_mask, predicts)
-        targets = input_ids[:, 1:][predicts]
-        return self._score(hidden, targets, temperature, reference_states)
+        return self._score(hidden, input_ids[:, 1:][predicts], temperature, reference_states)
 
     @torch.no_grad()
     def reference_hidden(self, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:
