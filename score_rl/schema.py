@@ -167,6 +167,11 @@ class StageSettings(Schema):
         return self.problems * leaves
 
     @property
+    def offline_problems(self) -> int:
+        """Questions of a step that start from stored first attempts."""
+        return round(self.offline_fraction * self.problems)
+
+    @property
     def _lonely(self) -> int | None:
         """The first attempt that earns something while the baseline has no other to compare it with."""
         early = self.kind in ("stage2", "single_turn") or (self.kind == "multi_turn" and self.credit == "all")
@@ -225,8 +230,12 @@ class StageSettings(Schema):
                 f"branch={self.branch}; draw 2 or more of it, or use batch_mean",
             ),
             (
-                self.advantage == "batch_mean" and self.problems * self.branch[0] < 2,
-                f"advantage=batch_mean compares a step's attempts, found problems=1 and branch={self.branch}; "
+                self.advantage == "batch_mean"
+                and (
+                    self.problems * self.branch[0] < 2 or (self.problems - self.offline_problems) * self.branch[0] == 1
+                ),
+                f"advantage=batch_mean compares a step's attempts, found problems={self.problems}, "
+                f"offline_fraction={self.offline_fraction:g} and branch={self.branch}; "
                 "raise problems or use branch=[2, ...]",
             ),
             (

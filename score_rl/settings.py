@@ -15,7 +15,16 @@ from score_rl.schema import SCIENTIFIC, Schema, Settings
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-5` as a number."""
+    """SafeLoader that reads `1e-5` as a number and refuses a key that is there twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As SafeLoader, which would keep the last of two equal keys without a word."""
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                mark = node.value[number][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key} is there twice; keep one", mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(*SCIENTIFIC)

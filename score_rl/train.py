@@ -211,7 +211,7 @@ class Trainer:
         problems = draw_problems(self.train_problems, progress.problems_seen, stage.problems, seed)
         place = (seed, "rollout", progress.stage, progress.step)
         plan = Plan(tuple(stage.branch), tuple(stage.max_new_tokens), stage.sampling, self.settings.train.rollout_rows)
-        number = round(stage.offline_fraction * stage.problems)
+        number = stage.offline_problems
         starts = [offline[p.id] if i < number else None for i, p in enumerate(problems)]
         episodes = self.player.play(problems, plan, place, first_attempts=starts)
         rolled_out = time.monotonic()
@@ -299,7 +299,7 @@ class Trainer:
     def _offline(self, label: str, stage: StageSettings) -> dict[str, list[Attempt]]:
         if not stage.offline_fraction:
             return {}
-        number = round(stage.offline_fraction * stage.problems)
+        number = stage.offline_problems
         begin = self.progress.problems_seen - self.progress.step * stage.problems
         needed: dict[str, Problem] = {}
         for step in range(stage.steps):

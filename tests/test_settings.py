@@ -277,3 +277,8 @@ def test_a_recipe_that_is_no_mapping_is_refused_by_file_and_line(tmp_path: Path,
 def test_settings_cannot_be_changed_after_validation():
     with pytest.raises(ValueError, match="frozen"):
         assigned().seed = 1
+
+
+def test_a_key_that_is_there_twice_is_refused_with_its_line():
+    with pytest.raises(ConfigError, match=r"^mine\.yaml:3: not valid YAML \(key seed is there twice; keep one\)$"):
+        parse_yaml("name: a\nseed: 1\nseed: 2\n", "mine.yaml")
