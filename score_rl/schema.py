@@ -231,9 +231,7 @@ class StageSettings(Schema):
             ),
             (
                 self.advantage == "batch_mean"
-                and (
-                    self.problems * self.branch[0] < 2 or (self.problems - self.offline_problems) * self.branch[0] == 1
-                ),
+                and 1 in (self.problems * self.branch[0], (self.problems - self.offline_problems) * self.branch[0]),
                 f"advantage=batch_mean compares a step's attempts, found problems={self.problems}, "
                 f"offline_fraction={self.offline_fraction:g} and branch={self.branch}; "
                 "raise problems or use branch=[2, ...]",

@@ -157,7 +157,14 @@ def test_a_value_of_the_wrong_kind_is_refused_by_key_and_value(assignment, messa
         ({"advantage": "rloo", "branch": [1, 4]}, r"advantage=rloo has no other attempt 1 .*branch=\[1, 4\]"),
         ({"advantage": "rloo", "branch": [1, 4], "kind": "multi_turn"}, r"no other attempt 1 to compare"),
         ({"advantage": "sibling", "branch": [2, 1, 2]}, r"no other attempt 2 to compare .*branch=\[2, 1, 2\]"),
-        ({"advantage": "batch_mean", "branch": [1, 2], "problems": 1}, r"found problems=1 and branch=\[1, 2\]; raise"),
+        (
+            {"advantage": "batch_mean", "branch": [1, 2], "problems": 1},
+            r"found problems=1, offline_fraction=0 and branch=\[1, 2\]; raise",
+        ),
+        (
+            {"advantage": "batch_mean", "branch": [1, 2], "problems": 4, "offline_fraction": 0.75},
+            r"found problems=4, offline_fraction=0.75 and branch=\[1, 2\]; raise",
+        ),
         ({"kl": {"estimator": "exact", "placement": "reward"}}, r"use kl\.estimator=k1"),
         ({"adaptive_beta2": {"target": 0.1}}, r"adaptive_beta2 moves the pin of stage1 and substage; kind is stage2"),
         ({"offline_fraction": 0.5, "offline_attempts": 1}, r"offline_attempts=1 is fewer than branch\[0\]=2"),
