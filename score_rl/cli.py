@@ -128,11 +128,19 @@ def evaluate(
     score eval runs/arithmetic --attempts 10
     score eval embedded --temperature 1 --json
     """
+    from score_rl.run import check_writable
+
     extra = [f"eval.attempts={attempts}"] if attempts is not None else []
     extra += [f"eval.sampling.temperature={temperature}"] if temperature is not None else []
     extra += [f"eval.problems={problems}"] if problems is not None else []
     extra += [f"seed={seed}"] if seed is not None else []
     settings, name = _settings_of(model, recipe, stage, [*(overrides or []), *extra])
+    if output is None and _is_run(model):
+        label = f"{name}-{settings.eval.split}-{settings.eval.attempts}-attempts"
+        warm = settings.eval.sampling.temperature
+        output = Path(model) / "eval" / f"{label}{f'-temperature-{warm:g}' if warm else ''}.json"
+    if output is not None:
+        check_writable(output.parent)
     screen = _screen()
     player = _player(settings)
     from score_rl.data.load import load_problems
@@ -142,10 +150,6 @@ def evaluate(
     chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
     with screen.task(f"{name} evaluation", len(chosen)) as advance:
         result = play(player, chosen, settings.eval, seed=settings.seed, progress=lambda n: advance(n, ""))
-    if output is None and _is_run(model):
-        label = f"{name}-{settings.eval.split}-{settings.eval.attempts}-attempts"
-        warm = settings.eval.sampling.temperature
-        output = Path(model) / "eval" / f"{label}{f'-temperature-{warm:g}' if warm else ''}.json"
     if output is not None:
         write_evaluation(result, output)
     if as_json:

@@ -46,11 +46,7 @@ class RunDirectory:
             ConfigError: it holds a run with other settings, or something that is no run.
             CheckpointError: it cannot be written.
         """
-        parent = next(p for p in (self.path, *self.path.parents) if p.exists())
-        if not parent.is_dir():
-            raise CheckpointError(f"{self.path}: {parent} is no directory; choose another one with -o")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise CheckpointError(f"{self.path}: {parent} cannot be written; choose another directory with -o")
+        check_writable(self.path)
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not self.config.is_file():
@@ -128,6 +124,19 @@ class RunDirectory:
                 if path.stat().st_size < size:
                     raise CheckpointError(f"{path}: shorter than when the checkpoint was written; start with --fresh")
                 os.truncate(path, size)
+
+
+def check_writable(directory: Path) -> None:
+    """Refuses a directory that could not be made or written, before there is anything to write.
+
+    Raises:
+        CheckpointError: the nearest part of the path that exists is no directory, or cannot be written.
+    """
+    parent = next(p for p in (directory, *directory.parents) if p.exists())
+    if not parent.is_dir():
+        raise CheckpointError(f"{directory}: {parent} is no directory; choose another one with -o")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{directory}: {parent} cannot be written; choose another directory with -o")
 
 
 def environment(settings: Settings) -> dict[str, Any]:

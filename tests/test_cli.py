@@ -259,6 +259,13 @@ def test_an_evaluation_of_the_same_model_gives_what_the_run_has_stored(score, ti
         assert metrics == json.loads((tiny_run / "eval" / f"{stage}.json").read_text())
 
 
+def test_an_evaluation_that_could_not_be_written_is_refused_before_the_model_is_loaded(score):
+    Path("file").write_text("")
+    result = score("eval", "embedded", "--problems", "5", "-o", "file/x.json")
+    assert result.code == 2
+    assert result.err == "error: file: file is no directory; choose another one with -o\n"
+
+
 def test_an_evaluation_prints_a_table_in_percent(score, tiny_run):
     result = score("eval", tiny_run, "--attempts", 2, "-o", "out.json")
     assert result.code == 0
