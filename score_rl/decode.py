@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from score_rl.draws import uniform
+from score_rl.errors import ConfigError
 from score_rl.schema import SamplingSettings
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # Below this share of rows still running, the finished ones leave the batch: copying the cache costs about a step.
 COMPACT_BELOW = 0.75
+
+ATTENTION = {"full_attention", "sliding_attention"}
+"""Kinds of layers whose cache is keys and values by position."""
 
 
 class Sample(NamedTuple):
@@ -63,13 +67,19 @@ class TransformersEngine:
     """Decodes with a transformers model in this process.
 
     Args:
-        model: a causal language model of attention layers, full or with a sliding window; layers that carry another
-            kind of state (recurrent, linear attention) are not supported.
+        model: a causal language model of attention layers, full or with a sliding window.
         end_ids: tokens that end an attempt.
         pad_id: fills rows; never attended to.
+
+    Raises:
+        ConfigError: the model has layers of another kind (recurrent, linear attention), whose state cannot be cut.
     """
 
     def __init__(self, model: PreTrainedModel, end_ids: frozenset[int], pad_id: int) -> None:
+        others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - ATTENTION
+        if others:
+            found = ", ".join(sorted(others))
+            raise ConfigError(f"model.path: {type(model).__name__} has {found} layers; use a model of attention layers")
         self.model = model
         self.end_ids = torch.tensor(sorted(end_ids))
         self.pad_id = pad_id

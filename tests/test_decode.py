@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from score_rl.decode import COMPACT_BELOW, Sample, TransformersEngine, draw, truncate
 from score_rl.draws import derive, uniform
+from score_rl.errors import ConfigError
 from score_rl.schema import SamplingSettings
 
 Ids = tuple[int, ...]
@@ -341,3 +343,10 @@ def test_dropout_is_off_while_sampling_and_on_again_afterwards():
     model.train()
     assert play(model, (1, 1), GREEDY) == expected
     assert model.training and model.model.layers[0].self_attn.training
+
+
+def test_a_model_whose_state_cannot_be_cut_is_refused():
+    model = copy.deepcopy(make_model())
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(ConfigError, match="Qwen3ForCausalLM has linear_attention layers"):
+        TransformersEngine(model, frozenset({0}), pad_id=1)
