@@ -47,6 +47,7 @@ class Attempt:
         sampled: by the policy that is being trained, in this step. False for a stored first attempt, which
             gets neither policy gradient nor KL.
         engine_logprobs: log-probability of each token under the distribution it was sampled from, in nats.
+        num_tokens: how many tokens there were, where an engine counts them and does not give their ids.
     """
 
     context_ids: tuple[int, ...]
@@ -56,6 +57,12 @@ class Attempt:
     sampled: bool = True
     engine_logprobs: tuple[float, ...] = ()
     grade: Grade | None = None
+    num_tokens: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens, the end-of-turn token included if it was sampled."""
+        return len(self.token_ids) if self.num_tokens is None else self.num_tokens
 
     @property
     def correct(self) -> bool:

@@ -62,7 +62,7 @@ def attempt_shapes(episodes: Sequence[Episode]) -> dict[str, float]:
     metrics = {}
     for k in range(1, len(episodes[0].attempts) + 1):
         attempts = [e.attempts[k - 1] for e in episodes]
-        metrics[f"length/t{k}"] = fmean(len(a.token_ids) for a in attempts)
+        metrics[f"length/t{k}"] = fmean(a.length for a in attempts)
         metrics[f"truncated/t{k}"] = fmean(not a.finished for a in attempts)
     return metrics
 

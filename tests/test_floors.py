@@ -24,10 +24,13 @@ FLOORS = {
     ),
     "tensors": "batch draws objectives schedule",
     "models": "logprobs adapters policy loading optim update decode rollout embedded",
-    "procedures": "evaluation checkpoint tracking offline train shapes memory costs plan",
+    "procedures": (
+        "evaluation checkpoint tracking offline train planning.shapes planning.memory planning.costs planning"
+    ),
     "edge": (
-        "embedded.build recipes conversion import_by571 import_vityavitalich import_config model_card export hard "
-        "profile cli.convert cli.data cli.data_tools cli.grade cli __main__"
+        "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard profile "
+        "cli.subject cli.tables cli.train cli.evaluate cli.solve cli.convert cli.data cli.data_tools cli.grade cli "
+        "__main__"
     ),
 }
 ORDER = ["", *" ".join(FLOORS.values()).split()]  # "" is the package itself, which imports nothing when it is imported

@@ -10,11 +10,11 @@ from their_settings import FILES, TARGETS, WORDS, by571, vityavitalich
 
 from score_rl.cli import main
 from score_rl.cli.convert import import_config as command
-from score_rl.conversion import Line, leaf_names, shorten
 from score_rl.errors import ConfigError
-from score_rl.import_by571 import By571
-from score_rl.import_config import import_config
-from score_rl.import_vityavitalich import VityaVitalich
+from score_rl.prior import import_config
+from score_rl.prior.by571 import By571
+from score_rl.prior.conversion import Line, leaf_names, shorten
+from score_rl.prior.vityavitalich import VityaVitalich
 from score_rl.settings import load, parse, parse_yaml
 from score_rl.train import Trainer
 
@@ -369,7 +369,7 @@ def test_it_loads_no_heavy_library(write):
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from score_rl.import_config import import_config;"
+        "import sys; from pathlib import Path; from score_rl.prior import import_config;"
         "import_config(Path('theirs.yaml'), train_rows=100).recipe();"
         "print([n for n in ('torch', 'transformers', 'peft', 'datasets') if n in sys.modules])"
     )

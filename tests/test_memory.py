@@ -11,15 +11,15 @@ from pytest import approx
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
 
-from score_rl import memory
 from score_rl.adapters import add_adapter
 from score_rl.decode import TransformersEngine
 from score_rl.errors import ConfigError
 from score_rl.loading import load_config, load_policy
+from score_rl.planning import memory
+from score_rl.planning.shapes import KNOWN, blank_model, causal_lm, find_shape, known_config, weight_dtype
 from score_rl.schedule import make_objective
 from score_rl.schema import LoraSettings, ModelSettings, OptimSettings, SamplingSettings
 from score_rl.settings import load, recipe_names
-from score_rl.shapes import KNOWN, blank_model, causal_lm, find_shape, known_config, weight_dtype
 from score_rl.update import accumulate
 
 SIZE = {

@@ -14,7 +14,12 @@ from transformers import LlamaForCausalLM, Qwen2Config
 
 from score_rl.chat import Chat
 from score_rl.cli import main
-from score_rl.costs import (
+from score_rl.decode import TransformersEngine
+from score_rl.episodes import Attempt, Grade, Problem
+from score_rl.errors import DataError
+from score_rl.loading import load_tokenizer
+from score_rl.planning import RunPlan, make_plan, rollouts, to_text
+from score_rl.planning.costs import (
     Prompts,
     assume_prompts,
     contexts,
@@ -23,18 +28,13 @@ from score_rl.costs import (
     measure_prompts,
     stage_cost,
 )
-from score_rl.decode import TransformersEngine
-from score_rl.episodes import Attempt, Grade, Problem
-from score_rl.errors import DataError
-from score_rl.loading import load_tokenizer
-from score_rl.memory import Peak, replay_prefill
-from score_rl.plan import RunPlan, make_plan, rollouts, to_text
+from score_rl.planning.memory import Peak, replay_prefill
+from score_rl.planning.shapes import blank_model
 from score_rl.policy import Policy
 from score_rl.rollout import Plan, Player
 from score_rl.schedule import make_objective
 from score_rl.schema import ChatSettings, ModelSettings, Settings, StageSettings
 from score_rl.settings import load
-from score_rl.shapes import blank_model
 from score_rl.update import accumulate
 
 SMALL = "data.options={digits: 4, train: 40, validation: 6, test: 8}"

@@ -9,13 +9,13 @@ import pytest
 from wild_chat import make_tokenizer
 
 from score_rl.chat import Chat
-from score_rl.costs import assume_prompts
 from score_rl.data.load import load_problems, load_splits
 from score_rl.grading import make_grader
-from score_rl.plan import RunPlan, make_plan
+from score_rl.planning import RunPlan, make_plan
+from score_rl.planning.costs import assume_prompts
+from score_rl.planning.shapes import Shape, known_config
 from score_rl.schema import Settings
 from score_rl.settings import load, parse_yaml, read_recipe, recipe_names
-from score_rl.shapes import Shape, known_config
 
 REAL = os.environ.get("SCORE_DATA")
 FILE = Path(__file__).parent.parent / "docs" / "recipes.md"

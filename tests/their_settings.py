@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from score_rl.conversion import put
+from score_rl.prior.conversion import put
 
 LORA = {"r": 16, "alpha": 16, "dropout": 0.0}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

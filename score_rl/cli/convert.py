@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from score_rl.conversion import Conversion
+    from score_rl.prior.conversion import Conversion
 
 
 def import_config(
@@ -42,7 +42,7 @@ def import_config(
       score import-config score.yaml --processes 2 -o recipe.yaml
     """
     from score_rl.grading import make_grader
-    from score_rl.import_config import import_config as convert
+    from score_rl.prior import import_config as convert
     from score_rl.records import write_text
     from score_rl.run import check_writable
 
@@ -66,7 +66,7 @@ def _print_keys(made: Conversion) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from score_rl.conversion import shorten
+    from score_rl.prior.conversion import shorten
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
     table = Table(title=f"{made.source} ({made.program})", title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from score_rl.cli.subject import Json, Overrides, Recipe, Subject, is_run, settings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,19 +32,13 @@ STYLES = {
 
 @app.command()
 def show(
-    subject: Annotated[
-        str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, a run, a model directory, or `embedded`.")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value ...]", help="Settings to change, e.g. chat.system=Brief.")
-    ] = None,
+    subject: Subject,
+    overrides: Overrides = None,
     question: Annotated[str | None, typer.Option(help="A question; the first training problem by default.")] = None,
     attempts: Annotated[int, typer.Option(min=1, help="Attempts.")] = 2,
     ids: Annotated[bool, typer.Option("--ids", help="One token a line, with its id.")] = False,
-    recipe: Annotated[str, typer.Option(help="For a model directory: prompts of this recipe.")] = "arithmetic",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one line of JSON on standard output.")
-    ] = False,
+    recipe: Recipe = "arithmetic",
+    as_json: Json = False,
 ) -> None:
     """Show the exact tokens of an episode: context, attempts, and what is trained.
 
@@ -57,7 +52,7 @@ def show(
     from score_rl.layout import lay_out
     from score_rl.loading import context_length, load_tokenizer
 
-    settings = settings_of(subject, recipe, overrides or [])
+    settings = _settings(subject, recipe, overrides or [])
     if question is None:
         from score_rl.data.load import load_problems
 
@@ -77,25 +72,9 @@ def show(
         _print_part(console, chat, number, part, one_a_line=ids)
 
 
-def settings_of(subject: str, recipe: str, overrides: list[str]) -> Settings:
-    """The settings of a recipe or a run; those of `recipe` for a model directory.
-
-    Raises:
-        ConfigError: no such recipe or model, or an override that does not fit.
-    """
-    from score_rl.run import RunDirectory
-    from score_rl.settings import load, override, parse, recipe_names
-
-    run = RunDirectory(Path(subject))
-    if run.config.is_file():
-        # Its model's tokenizer is that of the model it was trained from.
-        content = run.load_settings().model_dump(mode="json")
-        for assignment in overrides:
-            override(content, assignment)
-        return parse(content, str(run.config))
-    if subject in recipe_names() or Path(subject).suffix in (".yaml", ".yml"):
-        return load(subject, overrides)
-    return load(recipe, [f"model.path={json.dumps(subject)}", *overrides])
+def _settings(subject: str, recipe: str, overrides: list[str]) -> Settings:
+    # A run that has no finished model has a tokenizer all the same.
+    return settings_of(subject, recipe, overrides, stage="base" if is_run(subject) else None)[0]
 
 
 def describe(chat: Chat, settings: Settings, parts: list[Part]) -> dict[str, Any]:

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from score_rl.cli.data import settings_of
+from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Subject, player_of, settings_of
 from score_rl.errors import ConfigError
-
-if TYPE_CHECKING:
-    from score_rl.rollout import Player
-    from score_rl.schema import Settings
-
-Subject = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL_OR_RECIPE", help="A recipe, a run (its last model), a model directory, or `embedded`."
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[key=value ...]", help="Settings to change, e.g. data.options.digits=8."),
-]
-Recipe = Annotated[str, typer.Option(help="For a model directory: data, prompts and grader of this recipe.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Same as seed=S.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON on standard output.")]
 
 
 def hard(
@@ -66,8 +46,8 @@ def hard(
     check_writable(output.parent)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output}: is there and not empty; choose another directory with -o")
-    settings = _settings(subject, recipe, overrides, seed)
-    player = _player(settings)
+    settings, _ = settings_of(subject, recipe, overrides or [], seed=seed)
+    player = player_of(settings)
     screen = Screen()
     problems = keep_short(load_problems(settings.data, "train"), player.chat, "train", screen.say)
     limits = [settings.eval.max_new_tokens]
@@ -123,9 +103,9 @@ def profile(
 
     if output is not None:
         check_writable(output.parent)
-    settings = _settings(subject, recipe, overrides, seed)
+    settings, _ = settings_of(subject, recipe, overrides or [], seed=seed)
     train = load_problems(settings.data, "train")
-    player = _player(settings)
+    player = player_of(settings)
     kept, limits = fitting(train, player.chat).kept, profiled_limits(settings)
     check_room(kept, player.chat, limits, context_length(settings.model), key=f"the limits of {settings.name}")
     try:
@@ -140,35 +120,3 @@ def profile(
         print(json.dumps(found))
     elif output is None:
         sys.stdout.write(markdown(found))
-
-
-def _settings(subject: str, recipe: str, overrides: list[str] | None, seed: int | None) -> Settings:
-    """Settings with the model that `subject` names, of a run its last."""
-    changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-    if (Path(subject) / "config.yaml").is_file():
-        from score_rl.run import final_model
-
-        changes.insert(0, f"model.path={json.dumps(str(final_model(Path(subject))))}")
-    return settings_of(subject, recipe, changes)
-
-
-def _player(settings: Settings) -> Player:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # peft calls what transformers has renamed; the user can do nothing about it.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    import torch
-    from transformers.utils import logging
-
-    from score_rl.chat import Chat
-    from score_rl.evaluation import make_player
-    from score_rl.grading import make_grader
-    from score_rl.loading import load_policy, load_tokenizer
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    tokenizer = load_tokenizer(settings.model)
-    chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
-    policy = load_policy(settings.model, tokenizer, seed=settings.seed)
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return make_player(policy, chat, grader)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from score_rl.conversion import Conversion, cut_validation
+from score_rl.prior.conversion import Conversion, cut_validation
 from score_rl.registry import suggest
 from score_rl.schema import Fraction, NonNegative, Positive, Schema
 

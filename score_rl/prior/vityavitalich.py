@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Literal
 
-from score_rl.conversion import Conversion, cut_validation
+from score_rl.prior.conversion import Conversion, cut_validation
 from score_rl.registry import suggest
 from score_rl.schema import Fraction, NonNegative, Positive, Schema
 

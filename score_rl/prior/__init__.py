@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from score_rl import import_by571, import_vityavitalich
-from score_rl.conversion import Conversion, leaves, read_theirs
 from score_rl.errors import ConfigError
-from score_rl.import_by571 import By571
-from score_rl.import_vityavitalich import VityaVitalich
+from score_rl.prior import by571, vityavitalich
+from score_rl.prior.by571 import By571
+from score_rl.prior.conversion import Conversion, leaves, read_theirs
+from score_rl.prior.vityavitalich import VityaVitalich
 from score_rl.settings import parse_yaml
 
 
@@ -41,11 +41,11 @@ def import_config(
     if isinstance(theirs, By571):
         if processes is not None:
             raise ConfigError(f"--processes {processes}: {_NAMES[schema]} has one process and its file all batch sizes")
-        import_by571.convert(theirs, made, train_rows)
+        by571.convert(theirs, made, train_rows)
     else:
         if train_rows is not None:
             raise ConfigError(f"--train-rows {train_rows}: {_NAMES[schema]} counts episodes, not epochs; leave it out")
-        import_vityavitalich.convert(theirs, made, processes=processes or 1)
+        vityavitalich.convert(theirs, made, processes=processes or 1)
     return made
 
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from score_rl.logprobs import head_of, logprobs_and_kl, token_logprobs
+from score_rl.planning.shapes import causal_lm
 from score_rl.schema import OptimSettings, StageSettings
-from score_rl.shapes import causal_lm
 
 LINEAR_4BIT = 0.5 + (1 + 4 / 256) / 64
 """Bytes a weight in NF4: half a byte, for each 64 a scale of one byte, and for each 256 of these one in float32."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from score_rl import memory
-from score_rl.costs import (
+from score_rl.planning import memory
+from score_rl.planning.costs import (
     EvaluationCost,
     Prompts,
     StageCost,
@@ -17,9 +17,9 @@ from score_rl.costs import (
     measure_prompts,
     stage_cost,
 )
+from score_rl.planning.shapes import Shape, blank_model, causal_lm, find_shape, weight_dtype
 from score_rl.run import stage_plan
 from score_rl.schema import Settings
-from score_rl.shapes import Shape, blank_model, causal_lm, find_shape, weight_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +230,7 @@ def gpu_bytes() -> int | None:
 
 def to_text(plan: RunPlan, name: str) -> str:
     """The plan as people read it."""
-    source = "its config.json" if plan.shape == "config.json" else "the table in score_rl/shapes.py"
+    source = "its config.json" if plan.shape == "config.json" else "the table in score_rl/planning/shapes.py"
     held = plan.held
     share = f"{held.trained:,} trained ({held.trained / held.parameters:.1%})"
     head = [
