@@ -17,7 +17,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "words": "errors registry episodes records strict chat_schema model_schema schema settings",
     "meaning": (
-        "stats pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
+        "stats resampling votes "
+        "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics template "
         "chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run"
