@@ -21,7 +21,8 @@ FLOORS = {
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics template "
-        "chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run"
+        "chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run "
+        "report.source report.page report"
     ),
     "tensors": "batch draws objectives schedule",
     "models": "logprobs adapters policy loading optim update decode rollout embedded",
@@ -30,7 +31,8 @@ FLOORS = {
     ),
     "edge": (
         "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard profile "
-        "cli.subject cli.tables cli.train cli.evaluate cli.solve cli.convert cli.data cli.data_tools cli.grade cli "
+        "cli.subject cli.tables cli.train cli.evaluate cli.solve cli.convert cli.data cli.data_tools cli.grade "
+        "cli.report cli "
         "__main__"
     ),
 }

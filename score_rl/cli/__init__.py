@@ -11,6 +11,7 @@ from score_rl.cli.data import app as data
 from score_rl.cli.data_tools import hard, profile
 from score_rl.cli.evaluate import evaluate
 from score_rl.cli.grade import grade
+from score_rl.cli.report import report
 from score_rl.cli.solve import solve
 from score_rl.cli.train import train
 from score_rl.errors import ScoreError
@@ -26,6 +27,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(solve)
 app.command()(grade)
+app.command()(report)
 app.add_typer(data, name="data")
 data.command()(hard)
 data.command()(profile)
