@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,8 +71,7 @@ class Chat:
 
     def instruction(self, question: str, number: int) -> int:
         """Which of the instructions follows attempt `number` (from 1): drawn, and always the same for this question."""
-        digest = hashlib.blake2b(repr((question, number)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") % len(self.instructions)
+        return self.settings.draw(question, number)
 
     def follow_up(
         self,
@@ -175,13 +173,8 @@ class Chat:
         return [*self._opening, Turn("user", self.template.literal(question))]
 
     def _shot(self, shot: ShotSettings) -> list[Turn]:
-        turns = [Turn("user", shot.question)]
-        for number, attempt in enumerate(shot.said, start=1):
-            if number > 1:
-                drawn = self.instructions[self.instruction(shot.question, number - 1)]
-                turns.append(Turn("user", shot.instruction or drawn))
-            turns.append(self.template.say(attempt))
-        return turns
+        turns = self.settings.shot_turns(shot)
+        return [self.template.say(text) if role == "assistant" else Turn(role, text) for role, text in turns]
 
     def _check_opening(self) -> None:
         for turn in self._opening:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -88,6 +89,21 @@ class ChatSettings(Schema):
     def instructions(self) -> list[str]:
         """The instructions, in order; one of them in most runs."""
         return [self.instruction] if isinstance(self.instruction, str) else self.instruction
+
+    def draw(self, question: str, number: int) -> int:
+        """Which of the instructions follows attempt `number` (from 1): drawn, and always the same for this question."""
+        digest = hashlib.blake2b(repr((question, number)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % len(self.instructions)
+
+    def shot_turns(self, shot: ShotSettings) -> list[tuple[str, str]]:
+        """Role and text of each turn of a solved problem."""
+        turns = [("user", shot.question)]
+        for number, attempt in enumerate(shot.said, start=1):
+            if number > 1:
+                drawn = self.instructions[self.draw(shot.question, number - 1)]
+                turns.append(("user", shot.instruction or drawn))
+            turns.append(("assistant", attempt))
+        return turns
 
     @model_validator(mode="after")
     def _is_complete(self) -> ChatSettings:
