@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Subject, player_of, settings_of
+from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Subject, chat_of, player_of, settings_of
 from score_rl.errors import ConfigError
 
 
@@ -47,11 +47,11 @@ def hard(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output}: is there and not empty; choose another directory with -o")
     settings, _ = settings_of(subject, recipe, overrides or [], seed=seed)
-    player = player_of(settings)
-    screen = Screen()
-    problems = keep_short(load_problems(settings.data, "train"), player.chat, "train", screen.say)
+    screen, chat = Screen(), chat_of(settings)
+    problems = keep_short(load_problems(settings.data, "train"), chat, "train", screen.say)
     limits = [settings.eval.max_new_tokens]
-    check_room(problems, player.chat, limits, context_length(settings.model), key="eval")
+    check_room(problems, chat, limits, context_length(settings.model), key="eval")
+    player = player_of(settings, chat)
     try:
         with screen.task("greedy attempts", len(problems)) as advance:
             sizes = Sizes(train, validation, test)
@@ -105,9 +105,10 @@ def profile(
         check_writable(output.parent)
     settings, _ = settings_of(subject, recipe, overrides or [], seed=seed)
     train = load_problems(settings.data, "train")
-    player = player_of(settings)
-    kept, limits = fitting(train, player.chat).kept, profiled_limits(settings)
-    check_room(kept, player.chat, limits, context_length(settings.model), key=f"the limits of {settings.name}")
+    chat = chat_of(settings)
+    kept, limits = fitting(train, chat).kept, profiled_limits(settings)
+    check_room(kept, chat, limits, context_length(settings.model), key=f"the limits of {settings.name}")
+    player = player_of(settings, chat)
     try:
         with Screen().task("two attempts", min(problems, len(train))) as advance:
             found = measure(player, train, settings, problems, progress=lambda n: advance(n, ""))

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Stage, Subject, is_run, player_of, settings_of
+from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Stage, Subject, chat_of, is_run, player_of, settings_of
 from score_rl.cli.tables import print_table
 
 
@@ -44,7 +44,6 @@ def evaluate(
         output = Path(subject) / "eval" / f"{label}{f'-temperature-{warm:g}' if warm else ''}.json"
     if output is not None:
         check_writable(output.parent)
-    player = player_of(settings)
     from score_rl.data.load import load_problems
     from score_rl.evaluation import evaluate as play
     from score_rl.evaluation import write_evaluation
@@ -52,11 +51,12 @@ def evaluate(
     from score_rl.loading import context_length
     from score_rl.tracking import Screen
 
-    screen = Screen()
+    screen, chat = Screen(), chat_of(settings)
     chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
-    chosen = keep_short(chosen, player.chat, settings.eval.split, screen.say)
+    chosen = keep_short(chosen, chat, settings.eval.split, screen.say)
     limits = [settings.eval.max_new_tokens] * settings.eval.attempts
-    check_room(chosen, player.chat, limits, context_length(settings.model), key="eval")
+    check_room(chosen, chat, limits, context_length(settings.model), key="eval")
+    player = player_of(settings, chat)
     with screen.task(f"{name} evaluation", len(chosen)) as advance:
         result = play(player, chosen, settings.eval, seed=settings.seed, progress=lambda n: advance(n, ""))
     if output is not None:

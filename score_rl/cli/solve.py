@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from score_rl.cli.subject import Json, Recipe, Seed, Stage, Subject, player_of, settings_of
+from score_rl.cli.subject import Json, Recipe, Seed, Stage, Subject, chat_of, player_of, settings_of
 
 
 def solve(
@@ -31,12 +31,12 @@ def solve(
 
     changes = [f"eval.sampling.temperature={temperature}"]
     settings, _ = settings_of(subject, recipe, changes, stage=stage, seed=seed)
-    player = player_of(settings)
+    chat = chat_of(settings)
     problem = Problem("question", question, "")
     limits = [settings.eval.max_new_tokens] * attempts
-    check_room([problem], player.chat, limits, context_length(settings.model), key="eval")
+    check_room([problem], chat, limits, context_length(settings.model), key="eval")
     plan = Plan((1,) * attempts, tuple(limits), settings.eval.sampling)
-    (episode,) = player.play([problem], plan, (settings.seed, "solve"))
+    (episode,) = player_of(settings, chat).play([problem], plan, (settings.seed, "solve"))
     if as_json:
         rows = [{"text": a.text, "finished": a.finished} for a in episode.attempts]
         print(json.dumps({"question": question, "attempts": rows}))

@@ -13,6 +13,7 @@ import typer
 from score_rl.errors import ConfigError
 
 if TYPE_CHECKING:
+    from score_rl.chat import Chat
     from score_rl.rollout import Player
     from score_rl.schema import Settings
 
@@ -79,23 +80,33 @@ def _of_run(path: Path, stage: str | None, overrides: list[str]) -> tuple[Settin
     return parse(content, str(run.config)), directory.name if directory else "base"
 
 
-def player_of(settings: Settings) -> Player:
+def chat_of(settings: Settings) -> Chat:
+    """The conversation around a model's attempts; no weights are read.
+
+    Raises:
+        ScoreError: a model or template that cannot be used.
+    """
+    quiet_libraries()
+    from score_rl.chat import Chat
+    from score_rl.loading import load_tokenizer
+
+    return Chat(load_tokenizer(settings.model), settings.chat)
+
+
+def player_of(settings: Settings, chat: Chat) -> Player:
     """The model with its chat and grader, on the GPU if there is one.
 
     Raises:
-        ScoreError: a model, template or reward that cannot be used.
+        ScoreError: a model or reward that cannot be used.
     """
-    quiet_libraries()
     import torch
 
-    from score_rl.chat import Chat
     from score_rl.evaluation import make_player
     from score_rl.grading import make_grader
-    from score_rl.loading import load_policy, load_tokenizer
+    from score_rl.loading import load_policy
 
-    tokenizer = load_tokenizer(settings.model)
-    chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
-    policy = load_policy(settings.model, tokenizer, seed=settings.seed)
+    grader = make_grader(settings.reward)
+    policy = load_policy(settings.model, chat.tokenizer, seed=settings.seed)
     policy.to("cuda" if torch.cuda.is_available() else "cpu")
     return make_player(policy, chat, grader)
 
