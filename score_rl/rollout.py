@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from score_rl.chat import Chat
 from score_rl.decode import Engine
@@ -32,14 +33,14 @@ class Plan:
 
 
 Place = tuple[int, tuple[int, ...]]
-"""Where an attempt stands: its problem's number in the call, and the path to it in the problem's tree."""
+"""Where an attempt stands: its problem's place in the whole list, and the path to it in the problem's tree."""
 
 
 @dataclass
 class _Part:
     """Sampled episodes of some problems, and the grades on their way, with the places of the attempts they are for."""
 
-    problems: range
+    places: range
     trees: dict[int, list[Episode]]
     gradings: list[tuple[list[Place], Grading]]
 
@@ -50,7 +51,7 @@ class _Part:
             grades |= zip(places, grading.result(), strict=True)
         done: dict[Place, Attempt] = {}
         episodes = []
-        for i in self.problems:
+        for i in self.places:
             for episode in self.trees[i]:
                 for k, attempt in enumerate(episode.attempts, start=1):
                     place = (i, episode.path[:k])
@@ -70,6 +71,11 @@ class Player:
         self.chat = chat
         self.grader = grader
 
+    @staticmethod
+    def problems_at_once(plan: Plan) -> int:
+        """Problems that are decoded together; a call that is split at multiples of it gives the same bits."""
+        return max(1, plan.rows // prod(plan.branch))
+
     def play(
         self,
         problems: Sequence[Problem],
@@ -78,30 +84,29 @@ class Player:
         *,
         first_attempts: Sequence[Sequence[Attempt] | None] | None = None,
         progress: Callable[[int], None] | None = None,
+        first: int = 0,
     ) -> list[Episode]:
         """Episodes of all problems, problem by problem, `branch`'s product each.
 
         Args:
             purpose: what the random draws are for, e.g. (seed, "rollout", stage, step); with the problem's place in
-                `problems`, the attempt's place in the tree and the position it determines every draw.
+                the whole list, the attempt's place in the tree and the position it determines every draw.
             first_attempts: for each problem, stored first attempts to start from (as many as `branch[0]`), or None.
             progress: called with the number of problems played and graded since the last call.
+            first: place of `problems[0]` in the whole list, where the ones before it were played by another call.
         """
-        leaves = 1
-        for children in plan.branch:
-            leaves *= children
-        size = max(1, plan.rows // leaves)
+        size = self.problems_at_once(plan)
         stored = first_attempts or [None] * len(problems)
         parts = [range(start, min(start + size, len(problems))) for start in range(0, len(problems), size)]
         episodes: list[Episode] = []
         waiting: list[_Part] = []
         for number, part in enumerate(parts):
-            waiting.append(self._play_part(problems, part, plan, purpose, stored))
+            waiting.append(self._play_part(problems, part, plan, purpose, stored, first))
             # The last part that was sampled is graded while the next one is.
             while waiting and (len(waiting) > 1 or number == len(parts) - 1):
                 episodes += waiting[0].graded()
                 if progress:
-                    progress(len(waiting[0].problems))
+                    progress(len(waiting[0].places))
                 del waiting[0]
         return episodes
 
@@ -112,16 +117,18 @@ class Player:
         plan: Plan,
         purpose: tuple[object, ...],
         stored: Sequence[Sequence[Attempt] | None],
+        first: int,
     ) -> _Part:
-        given = [i for i in part if stored[i] is not None]
-        drawn = [i for i in part if stored[i] is None]
+        places = range(first + part.start, first + part.stop)
+        given = [i for i in places if stored[i - first] is not None]
+        drawn = [i for i in places if stored[i - first] is None]
         # Drawn first attempts have a cache to continue and given ones have none, so they go through apart.
-        played = _Part(part, {i: [] for i in part}, [])
+        played = _Part(places, {i: [] for i in places}, [])
         for group, fixed in ((drawn, False), (given, True)):
             if not group:
                 continue
             session = self.engine.open()
-            nodes = [(i, Episode(problems[i], (), ())) for i in group]
+            nodes = [(i, Episode(problems[i - first], (), ())) for i in group]
             parents: list[int] | None = None
             for depth, children in enumerate(plan.branch):
                 last = depth == len(plan.branch) - 1
@@ -129,7 +136,7 @@ class Player:
                     nodes = [
                         (i, self._append(e, dataclasses.replace(a, sampled=False), j))
                         for i, e in nodes
-                        for j, a in enumerate(_take(stored[i], children))
+                        for j, a in enumerate(_take(stored[i - first], children))
                     ]
                     continue
                 nodes, parents = self._grow(session, nodes, parents, children, depth, plan, purpose, last)

@@ -295,10 +295,21 @@ class EvalSettings(Schema):
     problems: Positive = 500
     """At most; fewer if the split has fewer."""
     attempts: Positive = 2
+    samples: Positive = 1
+    """Episodes a problem, each with first attempt and later ones of its own."""
     max_new_tokens: Positive = 512
     sampling: SamplingSettings = SamplingSettings(temperature=0.0)
     rows: Positive = 512
     """Rows decoded at once."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> EvalSettings:
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"samples={self.samples} with sampling.temperature=0 draws every sample alike; set "
+                "eval.sampling.temperature, e.g. 1.0"
+            )
+        return self
 
 
 class Settings(Schema):

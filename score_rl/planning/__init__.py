@@ -89,7 +89,8 @@ def rollouts(settings: Settings, prompts: Prompts, config: Any, dtype: torch.dty
     most = max(judged.problems, settings.train.validation_problems)
     logit = sampled if judged.sampling.temperature else memory.GREEDY_LOGIT
     limits = [judged.max_new_tokens] * attempts
-    return [*found, size("evaluation", [1] * attempts, limits, most, judged.rows, logit)]
+    branch = [judged.samples] + [1] * (attempts - 1)
+    return [*found, size("evaluation", branch, limits, most, judged.rows, logit)]
 
 
 class Update(NamedTuple):

@@ -204,4 +204,5 @@ def evaluation_costs(settings: Settings, held_out: int | None) -> dict[str, Eval
     limit = settings.eval.problems if held_out is None else min(held_out, settings.eval.problems)
     problems = {"validation": settings.train.validation_problems, "evaluation": limit}
     each = settings.eval.attempts * settings.eval.max_new_tokens
-    return {kind: EvaluationCost(times[kind], n, times[kind] * n * each) for kind, n in problems.items()}
+    drawn = {"validation": each, "evaluation": each * settings.eval.samples}
+    return {kind: EvaluationCost(times[kind], n, times[kind] * n * drawn[kind]) for kind, n in problems.items()}
