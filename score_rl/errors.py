@@ -19,3 +19,7 @@ class MissingExtra(ScoreError, ImportError):
 
 class CheckpointError(ScoreError, RuntimeError):
     """A run directory or a checkpoint that cannot be read, written or continued."""
+
+
+class EndpointError(ScoreError, ConnectionError):
+    """A server that cannot be reached, or that refuses what it is asked."""

@@ -25,7 +25,7 @@ FLOORS = {
         "report.source report.page report"
     ),
     "tensors": "batch draws objectives schedule",
-    "models": "logprobs adapters policy loading optim update decode rollout embedded",
+    "models": "logprobs adapters policy loading optim update decode rollout endpoint embedded",
     "procedures": (
         "evaluation checkpoint tracking offline train planning.shapes planning.memory planning.costs planning"
     ),

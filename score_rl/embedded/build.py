@@ -39,6 +39,13 @@ TEMPLATE = (
     "{%- if add_generation_prompt %}{{ '<|assistant|>' }}{%- endif %}"
 )
 
+# By this transformers' server finds the answer; without it, it takes the markers of Qwen's own template.
+RESPONSE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|assistant|>",
+    "fields": {"content": {"close": "<|end|>", "content": "text"}},
+}
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -86,6 +93,7 @@ def build_tokenizer(instruction: str) -> PreTrainedTokenizerFast:
     core.train_from_iterator([instruction], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>")
     tokenizer.chat_template = TEMPLATE
+    tokenizer.response_template = RESPONSE
     return tokenizer
 
 
