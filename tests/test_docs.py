@@ -14,7 +14,7 @@ from score_rl.stats import Interval, paired_difference, wilson
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 PLACES = {"step", "offline", "validation", "eval"}
-INTERVALS = {"Wilson", "adjusted Wald", "none"}
+INTERVALS = {"Wilson", "Tango", "none"}
 WATCHED = [
     {"unchanged/t2": 1.0, "acc/t1": first, "delta/t1_t2": delta, "length/t1": length, "length/t2": length}
     | {"kl/t1": 9.0, "groups/no_signal": 1.0}
@@ -100,4 +100,4 @@ def test_each_interval_is_the_one_that_the_page_names(tiny_run):
             expected = paired_difference(*transitions(episodes, 1, int(key[-1])), len(episodes))
         seen.add(kinds[general(key)])
         assert found == expected
-    assert seen == {"Wilson", "adjusted Wald"}
+    assert seen == {"Wilson", "Tango"}
