@@ -18,7 +18,8 @@ from score_rl.schema import Settings
 from score_rl.settings import differing_keys, parse, parse_yaml
 
 LIBRARIES = ("score-rl", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
-OURS = ("config.yaml", "environment.json", "metrics.jsonl", "episodes", "checkpoints", "eval", "offline")
+OURS: tuple[str, ...] = ("config.yaml", "environment.json", "metrics.jsonl", "episodes", "checkpoints", "eval")
+OURS += ("offline", "report.html", "trackers.json", "tensorboard", "wandb")
 
 
 class RunDirectory:
@@ -30,6 +31,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.eval = path / "eval"
+        self.report = path / "report.html"
 
     def episodes(self, label: str) -> Path:
         """Training episodes that are kept of one stage."""
@@ -51,7 +53,7 @@ class RunDirectory:
             return
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: not empty and no run (no config.yaml); choose another directory with -o")
-        changed = differing_keys(self.load_settings(), settings)
+        changed = [key for key in differing_keys(self.load_settings(), settings) if not key.startswith("log.")]
         if changed and not fresh:
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}); "
@@ -67,7 +69,7 @@ class RunDirectory:
                     shutil.rmtree(old)
                 else:
                     old.unlink(missing_ok=True)
-        if not self.config.is_file():
+        if not self.config.is_file() or self.load_settings() != settings:  # `log` may change in midway
             write_text(self.config, settings.dump())
         write_text(self.path / "environment.json", json.dumps(environment(settings), indent=1) + "\n")
 

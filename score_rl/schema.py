@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from score_rl.chat_schema import ChatSettings as ChatSettings
 from score_rl.model_schema import LoraSettings as LoraSettings
@@ -312,8 +312,22 @@ class EvalSettings(Schema):
         return self
 
 
+class LogSettings(Schema):
+    """Where numbers go beside metrics.jsonl and the screen; a run may go on with others than it was begun with."""
+
+    to: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]],
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = Field(default_factory=list)
+    """Any of `tensorboard`, `wandb` and `trackio`; each is an extra of its name."""
+    project: str | None = None
+    """Of `wandb` and `trackio`; when null what their environment variables say, or `score`."""
+    every: Positive = 1
+    """Steps from one that is logged there to the next; those with a validation always are."""
+
+
 class Settings(Schema):
-    """Everything that determines a run."""
+    """Everything that determines a run, and where it is logged."""
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
@@ -324,6 +338,7 @@ class Settings(Schema):
     optim: OptimSettings = OptimSettings()
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
+    log: LogSettings = LogSettings()
     stages: Annotated[list[StageSettings], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -331,7 +346,7 @@ class Settings(Schema):
         labels = [stage.label for stage in self.stages]
         if len(set(labels)) < len(labels):
             raise ValueError(f"stages have the labels {', '.join(labels)}; give each its own stages.N.name")
-        taken = {"base", "checkpoints", "episodes", "eval", "offline"}.intersection(labels)
+        taken = {"base", "checkpoints", "episodes", "eval", "offline", "tensorboard", "wandb"}.intersection(labels)
         if taken:
             raise ValueError(f"stages.N.name={min(taken)} is taken by another part of the run directory; use another")
         if self.eval.split == "validation" and self.train.select == "validation":

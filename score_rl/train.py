@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -29,10 +25,11 @@ from score_rl.checkpoint import (
 )
 from score_rl.data.load import load_splits
 from score_rl.draws import derive
-from score_rl.episodes import Attempt, Problem
+from score_rl.episodes import Attempt, Episode, Problem
 from score_rl.errors import ConfigError, DataError
 from score_rl.evaluation import evaluate, make_player, write_evaluation
 from score_rl.grading import make_grader
+from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
 from score_rl.limits import check_run, keep_short
 from score_rl.loading import context_length, load_model, load_policy, load_tokenizer
 from score_rl.metrics import training_metrics
@@ -40,22 +37,16 @@ from score_rl.monitor import Watch
 from score_rl.offline import stored_attempts
 from score_rl.optim import make_optimizer, optimizer_class
 from score_rl.records import write_directory
+from score_rl.report import build as build_report
 from score_rl.rollout import Plan
 from score_rl.run import RunDirectory, stage_plan
 from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective, rank
 from score_rl.schema import EvalSettings, SamplingSettings, Settings, StageSettings
+from score_rl.trackers import Trackers, check_installed
 from score_rl.tracking import Screen, step_note
 from score_rl.update import accumulate_within_memory, uses_reference
 
 Metrics = dict[str, Any]
-
-
-class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived, and the run was saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 class Trainer:
@@ -94,6 +85,7 @@ class Trainer:
         self.held_out = held_out[: settings.eval.problems]
         # Everything that can be refused without the model's weights comes before them.
         optimizer_class(settings.optim)
+        check_installed(settings.log)
         tokenizer = load_tokenizer(settings.model)
         chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
         self._keep_what_fits(chat)
@@ -113,9 +105,10 @@ class Trainer:
         self.player = make_player(self.policy, chat, grader)
         self.progress = Progress(stage=start_stage - 1)
         self.watch = Watch()
+        self.trackers = Trackers(settings, self.run, self.screen.say)
         self._fresh = fresh
         self._adapter = adapter
-        self._signal: int | None = None
+        self._request = StopRequest()
 
     def _keep_what_fits(self, chat: Chat) -> None:
         """Leaves out problems whose prompt is too long; refuses limits that the model's context cannot hold."""
@@ -139,23 +132,36 @@ class Trainer:
                 self.screen.say(f"warning: {stage.label}: {caution}")
         for caution in self.policy.cautions():
             self.screen.say(f"warning: {caution}")
-        with self._signals():
-            found = checkpoints(self.run.checkpoints)
-            optimizer = None
-            if found:
-                optimizer = self._resume(found[-1])
-            else:
-                self.run.rewind({})
-                self._validate_base()
-            while self.progress.stage < len(self.plan):
-                self._run_stage(optimizer)
-                optimizer = None
+        finished = False
+        try:
+            with heeding_signals(self.screen.say) as self._request:
+                self._run_stages()
+            finished = True
+        finally:
+            self.trackers.finish(not finished)
         return self._results()
+
+    def _run_stages(self) -> None:
+        found = checkpoints(self.run.checkpoints)
+        optimizer = None
+        if found:
+            optimizer = self._resume(found[-1])
+        else:
+            self.run.rewind({})
+            self.trackers.begin(0)
+            self._validate_base()
+        while self.progress.stage < len(self.plan):
+            self._write_report()
+            self._run_stage(optimizer)
+            optimizer = None
+        self._write_report()
 
     def _resume(self, path: Path) -> torch.optim.Optimizer | None:
         self.progress = read_progress(path)
         self.screen.say(f"going on from {path}")
         self.run.rewind(self.progress.file_bytes)
+        if self.progress.stage < len(self.plan):  # a finished run has nothing more to show
+            self.trackers.begin(self.progress.total_steps + 1)
         load_weights(path, self.policy)
         if self.progress.step == 0:
             return None
@@ -195,7 +201,7 @@ class Trainer:
             while self.progress.step < stage.steps:
                 metrics = self._step(label, stage, optimizer, offline)
                 advance(1, step_note(metrics))
-                if self._signal is not None:
+                if self._request.signal is not None:
                     self._leave(stage, optimizer)
         self._finish_stage(label, stage)
 
@@ -259,10 +265,7 @@ class Trainer:
         metrics["time/update_seconds"] = time.monotonic() - rolled_out
         progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
         progress.problems_seen += stage.problems
-        self._after_step(label, stage, metrics)
-        kept = [e.to_json() | {"step": progress.total_steps} for e in episodes[: self.settings.train.log_episodes]]
-        if kept:
-            self.run.append(self.run.episodes(label), kept)
+        self._after_step(label, stage, metrics, episodes)
         if self._is_due(stage):
             self._save(optimizer)
         return metrics
@@ -271,8 +274,8 @@ class Trainer:
         train, step = self.settings.train, self.progress.step
         return step == stage.steps or step % train.checkpoint_every == 0 or step % train.validate_every == 0
 
-    def _after_step(self, label: str, stage: StageSettings, metrics: Metrics) -> None:
-        """Warns, validates and chooses, and writes the step's line."""
+    def _after_step(self, label: str, stage: StageSettings, metrics: Metrics, episodes: Sequence[Episode]) -> None:
+        """Warns, validates and chooses, and writes the step's line and some of its episodes."""
         train, progress = self.settings.train, self.progress
         for key, warning in self.watch.look({k: v for k, v in metrics.items() if isinstance(v, float)}).items():
             metrics[key] = 1.0
@@ -281,7 +284,7 @@ class Trainer:
         if progress.step % train.validate_every == 0 or progress.step == stage.steps:
             metrics |= self._validate()
         self._choose(stage, metrics)
-        self._record({"stage": label, "stage_step": progress.step, **metrics})
+        self._record({"stage": label, "stage_step": progress.step, **metrics}, episodes)
 
     def _choose(self, stage: StageSettings, metrics: Metrics) -> None:
         """Keeps the weights of this step if they are the best of the stage so far (`train.select`)."""
@@ -340,14 +343,28 @@ class Trainer:
         with self.screen.task(f"{label} evaluation", len(self.held_out)) as advance:
             result = self._play(self.held_out, self.settings.eval, advance)
         write_evaluation(result, self.run.eval / f"{label}.json")
+        self.trackers.evaluation(label, self.progress.total_steps, result.metrics)
+
+    def _write_report(self) -> None:
+        """Writes what there is to look at so far."""
+        try:
+            build_report([self.run.path], self.run.report)
+        except Exception as error:  # no fault of a page is worth the run that it shows
+            say = f"{error}; the run is not affected, try `score report {self.run.path}`"
+            self.screen.say(f"warning: {self.run.report}: not written: {' '.join(say.split())}")
 
     def _play(self, problems: Sequence[Problem], settings: EvalSettings, advance: Any) -> Any:
         return evaluate(
             self.player, problems, settings, seed=self.settings.seed, progress=lambda number: advance(number, "")
         )
 
-    def _record(self, metrics: Metrics) -> None:
-        self.run.append(self.run.metrics, [{"step": self.progress.total_steps, **metrics}])
+    def _record(self, metrics: Metrics, episodes: Sequence[Episode] = ()) -> None:
+        step, kept = self.progress.total_steps, self.settings.train.log_episodes
+        self.run.append(self.run.metrics, [{"step": step, **metrics}])
+        rows = [episode.to_json() | {"step": step} for episode in episodes[:kept]]
+        if rows:
+            self.run.append(self.run.episodes(metrics["stage"]), rows)
+        self.trackers.step(step, metrics, episodes, kept)
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         self.progress.file_bytes = self.run.sizes()
@@ -365,26 +382,5 @@ class Trainer:
     def _leave(self, stage: StageSettings, optimizer: torch.optim.Optimizer) -> None:
         if not self._is_due(stage):
             self._save(optimizer)
-        assert self._signal is not None
-        raise Interrupted(self._signal)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for the end of the step; a second one kills as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, old[signal.Signals(number)])
-            self.screen.say("finishing this step, then saving (once more to stop at once)")
-
-        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in old:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        assert self._request.signal is not None
+        raise Interrupted(self._request.signal)

@@ -27,7 +27,8 @@ FLOORS = {
     "tensors": "batch draws objectives schedule",
     "models": "logprobs adapters policy loading optim update decode rollout endpoint embedded",
     "procedures": (
-        "evaluation checkpoint tracking offline train planning.shapes planning.memory planning.costs planning"
+        "evaluation checkpoint interrupts tracking trackers offline train planning.shapes planning.memory "
+        "planning.costs planning"
     ),
     "edge": (
         "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard profile "

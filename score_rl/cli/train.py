@@ -84,7 +84,8 @@ def train(
     screen.say(f"score train {recipe} -> {path}: loading")
     begun = time.monotonic()
     quiet_libraries()
-    from score_rl.train import Interrupted, Trainer
+    from score_rl.interrupts import Interrupted
+    from score_rl.train import Trainer
 
     trainer = Trainer(settings, path, fresh=fresh, adapter=resume_adapter, start_stage=start_stage, screen=screen)
     try:
@@ -97,7 +98,7 @@ def train(
         print(json.dumps({"run": str(path), "seconds": seconds, **results}))
         return
     print_table(f"{settings.name}, seed {settings.seed}, {seconds:.0f} s", results)
-    screen.say(f"models, metrics and transcripts are in {path}")
+    screen.say(f"models, metrics and transcripts are in {path}; to look at: {path / 'report.html'}")
 
 
 def _smoke(settings: Settings, steps: int) -> Settings:
