@@ -163,6 +163,11 @@ def load(recipe: str, overrides: list[str] | None = None) -> Settings:
 
 def differing_keys(old: Settings, new: Settings) -> list[str]:
     """`key: old -> new` for every setting that differs."""
+    return differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every key, as deep as it lies, whose values differ."""
 
     def flatten(value: Any, path: str) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -173,7 +178,7 @@ def differing_keys(old: Settings, new: Settings) -> list[str]:
             return {path: value}
         return {k: v for key, item in items for k, v in flatten(item, f"{path}.{key}" if path else str(key)).items()}
 
-    before, after = flatten(old.model_dump(mode="json"), ""), flatten(new.model_dump(mode="json"), "")
+    before, after = flatten(old, ""), flatten(new, "")
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())

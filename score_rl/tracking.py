@@ -75,13 +75,12 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float | int | st
     table.add_column("")
     for name in shown.values():
         table.add_column(name, justify="right")
-    if attempts > 1:
+    tested = f"mcnemar_p/t1_{last}" in first
+    if tested:
         table.add_column("McNemar p", justify="right")
     for label, metrics in results.items():
         cells = [_cell(metrics, key) for key in shown]
-        if attempts > 1:
-            cells.append(f"{metrics[f'mcnemar_p/t1_{last}']:.2g}")
-        table.add_row(label, *cells)
+        table.add_row(label, *cells, *([f"{metrics[f'mcnemar_p/t1_{last}']:.2g}"] if tested else []))
     return table
 
 
@@ -91,10 +90,11 @@ def attempts_table(title: str, metrics: Mapping[str, float | int | str]) -> Tabl
     table = Table(title=title, caption=f"{_caption(metrics)}; {changes}")
     for name in ("attempt", "accuracy", "delta from t1", "unchanged", "McNemar p"):
         table.add_column(name, justify="right")
-    table.add_row("t1", _cell(metrics, "acc/t1"), "", "", "")
+    table.add_row("t1", _cell(metrics, "acc/t1"))
     for k in range(2, count_attempts(metrics) + 1):
         cells = [_cell(metrics, key) for key in (f"acc/t{k}", f"delta/t1_t{k}", f"unchanged/t{k}")]
-        table.add_row(f"t{k}", *cells, f"{metrics[f'mcnemar_p/t1_t{k}']:.2g}")
+        p = metrics.get(f"mcnemar_p/t1_t{k}")  # which an evaluation with several samples has not
+        table.add_row(f"t{k}", *cells, "" if p is None else f"{p:.2g}")
     return table
 
 

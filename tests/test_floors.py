@@ -17,23 +17,23 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "words": "errors registry episodes records strict chat_schema model_schema schema settings",
     "meaning": (
-        "stats resampling votes "
+        "stats resampling votes diff "
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
-        "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics template "
-        "chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run "
+        "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
+        "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run "
         "report.source report.page report"
     ),
     "tensors": "batch draws objectives schedule",
     "models": "logprobs adapters policy loading optim update decode rollout endpoint embedded",
     "procedures": (
-        "evaluation checkpoint interrupts tracking trackers offline train planning.shapes planning.memory "
+        "evaluation token_kl checkpoint interrupts tracking trackers offline train planning.shapes planning.memory "
         "planning.costs planning"
     ),
     "edge": (
         "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard profile "
-        "cli.subject cli.tables cli.train cli.evaluate cli.solve cli.convert cli.data cli.data_tools cli.grade "
-        "cli.report cli "
+        "cli.subject cli.tables cli.train cli.evaluate cli.panels cli.solve cli.convert cli.data cli.data_tools "
+        "cli.grade cli.report cli "
         "__main__"
     ),
 }

@@ -4,20 +4,55 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from score_rl.cli.subject import Json, Overrides, Recipe, Seed, Stage, Subject, chat_of, is_run, player_of, settings_of
+from score_rl.cli.subject import (
+    Json,
+    Overrides,
+    Recipe,
+    Seed,
+    Stage,
+    Subject,
+    chat_of,
+    is_run,
+    policy_of,
+    settings_of,
+)
 from score_rl.cli.tables import print_table
+from score_rl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from score_rl.chat import Chat
+    from score_rl.episodes import Attempt, Problem
+    from score_rl.evaluation import Evaluation
+    from score_rl.grading import Grader
+    from score_rl.model_schema import ModelSettings
+    from score_rl.policy import Policy
+    from score_rl.results import Partial
+    from score_rl.rollout import Player
+    from score_rl.schema import Settings
+    from score_rl.tracking import Screen
 
 
 def evaluate(
     subject: Subject,
     overrides: Overrides = None,
     attempts: Annotated[int | None, typer.Option(min=1, help="Attempts a problem; the recipe's by default.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Episodes a problem, drawn apart; 1 by default.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="0 is greedy, the default.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass alone.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Other problems: what data.source takes.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="At most this many problems.")] = None,
+    first_attempts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Correct the first attempts of this evaluation, not its own."),
+    ] = None,
+    kl: Annotated[
+        bool, typer.Option("--kl", help="Also write NAME.kl.jsonl: each token's KL to the reference.")
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Discard what a killed evaluation has left.")] = False,
     stage: Stage = None,
     recipe: Recipe = "arithmetic",
     seed: Seed = None,
@@ -26,44 +61,197 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure self-correction on held-out problems, with 95% intervals and an exact McNemar p-value.
+    """Measure self-correction on held-out problems, with 95% intervals. Killed? The same command goes on.
 
     score eval runs/arithmetic
     score eval runs/arithmetic --attempts 10
+    score eval runs/arithmetic --samples 8 --temperature 1
     score eval embedded --temperature 1 --json
     """
     from score_rl.run import check_writable
 
-    extra = [f"eval.attempts={attempts}"] if attempts is not None else []
-    extra += [f"eval.sampling.temperature={temperature}"] if temperature is not None else []
-    extra += [f"eval.problems={problems}"] if problems is not None else []
-    settings, name = settings_of(subject, recipe, [*(overrides or []), *extra], stage=stage, seed=seed)
+    given = {
+        # The other keys of data belong to the source that is replaced.
+        "data": None if data is None else json.dumps({"source": data}),
+        "eval.attempts": attempts,
+        "eval.samples": samples,
+        "eval.sampling.temperature": temperature,
+        "eval.sampling.top_p": top_p,
+        "eval.problems": problems,
+    }
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    settings, name = settings_of(subject, recipe, [*changes, *(overrides or [])], stage=stage, seed=seed)
     if output is None and is_run(subject):
-        label = f"{name}-{settings.eval.split}-{settings.eval.attempts}-attempts"
-        warm = settings.eval.sampling.temperature
-        output = Path(subject) / "eval" / f"{label}{f'-temperature-{warm:g}' if warm else ''}.json"
+        output = Path(subject) / "eval" / f"{_label(name, settings, data, first_attempts)}.json"
     if output is not None:
         check_writable(output.parent)
-    from score_rl.data.load import load_problems
-    from score_rl.evaluation import evaluate as play
-    from score_rl.evaluation import write_evaluation
-    from score_rl.limits import check_room, keep_short
-    from score_rl.loading import context_length
+    from score_rl.evaluation import make_player, write_evaluation
+    from score_rl.grading import make_grader
     from score_rl.tracking import Screen
 
+    reference = _reference(subject, name, settings, output) if kl else None
     screen, chat = Screen(), chat_of(settings)
-    chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
-    chosen = keep_short(chosen, chat, settings.eval.split, screen.say)
-    limits = [settings.eval.max_new_tokens] * settings.eval.attempts
-    check_room(chosen, chat, limits, context_length(settings.model), key="eval")
-    player = player_of(settings, chat)
-    with screen.task(f"{name} evaluation", len(chosen)) as advance:
-        result = play(player, chosen, settings.eval, seed=settings.seed, progress=lambda n: advance(n, ""))
+    chosen = _problems(settings, chat, screen)
+    partial = _open_partial(settings, chosen, output, first_attempts, fresh=fresh)
+    grader = make_grader(settings.reward)
+    fixed = _fixed(first_attempts, settings, chosen, grader, chat)
+    policy = policy_of(settings, chat)
+    result = _play(make_player(policy, chat, grader), chosen, settings, fixed, partial, screen, name)
+    if first_attempts is not None:
+        result.metrics["first_attempts"] = str(first_attempts)
+    if kl and output is not None:
+        _write_kl(policy, chat, result, settings, reference, output, screen)
     if output is not None:
         write_evaluation(result, output)
+    if partial is not None:
+        partial.remove()
     if as_json:
         print(json.dumps(result.metrics))
         return
     print_table(f"{subject} ({name})", {name: result.metrics})
     if output is not None:
         screen.say(f"metrics in {output}, episodes in {output.with_suffix('.jsonl')}")
+
+
+def _label(name: str, settings: Settings, data: str | None, first_attempts: Path | None) -> str:
+    judged = settings.eval
+    parts = [name, judged.split, str(judged.attempts), "attempts"]
+    parts += [str(judged.samples), "samples"] if judged.samples > 1 else []
+    parts += ["temperature", f"{judged.sampling.temperature:g}"] if judged.sampling.temperature else []
+    parts += ["top-p", f"{judged.sampling.top_p:g}"] if judged.sampling.top_p < 1 else []
+    parts += ["on", Path(data).stem] if data else []
+    parts += ["after", first_attempts.stem] if first_attempts else []
+    return "-".join(parts)
+
+
+def _reference(subject: str, name: str, settings: Settings, output: Path | None) -> ModelSettings | None:
+    """The model that `--kl` compares with; None where it is the policy without its adapter.
+
+    Raises:
+        ConfigError: there is none, or nowhere to write.
+    """
+    from score_rl.loading import model_directory
+    from score_rl.run import RunDirectory
+
+    if output is None:
+        raise ConfigError("--kl: writes a file beside the metrics; say where with -o")
+    if (model_directory(settings.model, weights=False) / "adapter_config.json").is_file():
+        return None
+    if not is_run(subject) or name == "base":
+        what = "the base model is the reference itself" if is_run(subject) else f"{subject} has no reference"
+        raise ConfigError(f"--kl: {what}; give a run with a finished stage, or an adapter")
+    return RunDirectory(Path(subject)).load_settings().model.model_copy(update={"lora": None})
+
+
+def _problems(settings: Settings, chat: Chat, screen: Screen) -> list[Problem]:
+    from score_rl.data.load import load_problems
+    from score_rl.limits import check_room, keep_short
+    from score_rl.loading import context_length
+
+    chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
+    chosen = keep_short(chosen, chat, settings.eval.split, screen.say)
+    limits = [settings.eval.max_new_tokens] * settings.eval.attempts
+    check_room(chosen, chat, limits, context_length(settings.model), key="eval")
+    return chosen
+
+
+def _open_partial(
+    settings: Settings, problems: list[Problem], output: Path | None, first_attempts: Path | None, *, fresh: bool
+) -> Partial | None:
+    """What an earlier call has left, or an empty file for what this one plays; None where nothing is written."""
+    if output is None:
+        return None
+    from score_rl.evaluation import plan_of
+    from score_rl.loading import base_settings, model_directory
+    from score_rl.results import Partial, fingerprint, identity, partial_path
+    from score_rl.rollout import Player
+
+    directory = model_directory(settings.model)
+    weights = fingerprint(directory)
+    if (directory / "adapter_config.json").is_file():
+        weights += "-on-" + fingerprint(model_directory(base_settings(settings.model, directory)))
+    told = identity(settings, weights, problems, first_attempts)
+    partial = Partial(partial_path(output), told, settings.eval.samples)
+    partial.open(len(problems), Player.problems_at_once(plan_of(settings.eval)), fresh=fresh)
+    return partial
+
+
+def _fixed(
+    file: Path | None, settings: Settings, problems: list[Problem], grader: Grader, chat: Chat
+) -> list[list[Attempt]] | None:
+    if file is None:
+        return None
+    from score_rl.evaluation import fixed_attempts
+
+    if settings.eval.attempts < 2:
+        raise ConfigError(f"--first-attempts {file}: eval.attempts=1 corrects nothing; set --attempts 2 or more")
+    return fixed_attempts(file, problems, settings.eval.samples, grader, chat)
+
+
+def _play(
+    player: Player,
+    problems: list[Problem],
+    settings: Settings,
+    fixed: list[list[Attempt]] | None,
+    partial: Partial | None,
+    screen: Screen,
+    name: str,
+) -> Evaluation:
+    from score_rl.evaluation import evaluate as play
+
+    done = partial.problems if partial is not None else 0
+    if partial is not None and done:
+        screen.say(f"{partial.path}: {done} of {len(problems)} problems are done, going on with the others")
+    try:
+        with screen.task(f"{name} evaluation", len(problems), done) as advance:
+            return play(
+                player,
+                problems,
+                settings.eval,
+                seed=settings.seed,
+                progress=lambda n: advance(n, ""),
+                first_attempts=fixed,
+                partial=partial,
+            )
+    except KeyboardInterrupt:
+        if partial is None:
+            raise
+        kept = f"{partial.problems} of {len(problems)} problems are kept in {partial.path}"
+        screen.say(f"interrupted: {kept}; the same command goes on from there")
+        raise typer.Exit(130) from None
+    finally:
+        player.grader.close()
+
+
+def _write_kl(
+    policy: Policy,
+    chat: Chat,
+    result: Evaluation,
+    settings: Settings,
+    reference: ModelSettings | None,
+    output: Path,
+    screen: Screen,
+) -> None:
+    """Writes NAME.kl.jsonl, and the mean KL of each attempt into the metrics."""
+    from statistics import fmean
+
+    from score_rl.loading import load_model
+    from score_rl.records import to_lines, write_text
+    from score_rl.token_kl import token_kl
+
+    if reference is not None:
+        policy.freeze_reference(load_model(reference))
+    with screen.task("KL to the reference", len(result.episodes)) as advance:
+        lines = list(
+            token_kl(
+                policy,
+                chat,
+                result.episodes,
+                temperature=settings.eval.sampling.temperature or 1.0,
+                max_tokens=settings.train.micro_batch_tokens,
+                progress=lambda n: advance(n, ""),
+            )
+        )
+    write_text(output.with_suffix(".kl.jsonl"), to_lines(lines))
+    for k in range(settings.eval.attempts):
+        result.metrics[f"kl/t{k + 1}"] = fmean(sum(line["attempts"][k]["kl"]) for line in lines)

@@ -14,6 +14,7 @@ from score_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from score_rl.chat import Chat
+    from score_rl.policy import Policy
     from score_rl.rollout import Player
     from score_rl.schema import Settings
 
@@ -99,16 +100,25 @@ def player_of(settings: Settings, chat: Chat) -> Player:
     Raises:
         ScoreError: a model or reward that cannot be used.
     """
-    import torch
-
     from score_rl.evaluation import make_player
     from score_rl.grading import make_grader
-    from score_rl.loading import load_policy
 
     grader = make_grader(settings.reward)
+    return make_player(policy_of(settings, chat), chat, grader)
+
+
+def policy_of(settings: Settings, chat: Chat) -> Policy:
+    """The model, on the GPU if there is one.
+
+    Raises:
+        ScoreError: a model that cannot be used.
+    """
+    import torch
+
+    from score_rl.loading import load_policy
+
     policy = load_policy(settings.model, chat.tokenizer, seed=settings.seed)
-    policy.to("cuda" if torch.cuda.is_available() else "cpu")
-    return make_player(policy, chat, grader)
+    return policy.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def quiet_libraries() -> None:
