@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from score_rl.data.files import HUB_NAME
 from score_rl.errors import ConfigError
@@ -33,7 +33,10 @@ def add_adapter(model: Any, settings: ModelSettings, lora: LoraSettings, seed: i
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"model.lora.targets={lora.targets}: {one_line(error)}") from error
+        linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        raise ConfigError(
+            f"model.lora.targets={lora.targets}: {one_line(error)}; its linear layers: {', '.join(sorted(linear))}"
+        ) from error
 
 
 def adapter_state(model: Any, name: str, *, embeddings: bool = False) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,26 +160,68 @@ def load_model(settings: ModelSettings, *, trains: bool = False) -> PreTrainedMo
         ConfigError: no such model, no causal language model, or an adapter that does not fit its base or the settings.
         MissingExtra: 4 bits without bitsandbytes.
     """
+    whole = settings.lora is None and not _is_adapter(model_directory(settings, weights=False))
+    if trains and whole and settings.quantize is not None:
+        raise ConfigError(
+            f"model.quantize={settings.quantize}: a whole model cannot train in 4 bits; set model.lora={{}}"
+        )
+    if not whole:
+        blank_model(settings)  # an adapter that does not fit is refused before anybody waits for weights
     path = model_directory(settings)
     if not _is_adapter(path):
-        if trains and settings.lora is None and settings.quantize is not None:
-            raise ConfigError(
-                f"model.quantize={settings.quantize}: a whole model cannot train in 4 bits; set model.lora={{}}"
-            )
-        if trains and settings.lora is None and settings.dtype == "auto":
+        if trains and whole and settings.dtype == "auto":
             settings = settings.model_copy(update={"dtype": "float32"})
         return _load_base(settings)
     from peft import PeftModel
 
     base = _load_base(base_settings(settings, path))
     try:
-        with warnings.catch_warnings():  # of weights that are missing, which `check_adapter` refuses
-            warnings.filterwarnings("ignore", "Found missing adapter keys")
-            model = PeftModel.from_pretrained(base, str(path), is_trainable=True)
-        check_adapter(path, model)
+        return PeftModel.from_pretrained(base, str(path), is_trainable=True)  # type: ignore[no-any-return]
     except UNLOADABLE as error:
         raise _unloadable(settings, error) from error
-    config = model.peft_config["default"]
+
+
+def blank_model(settings: ModelSettings) -> Any:
+    """The model with the adapter that it has or gets, without weights: on torch's meta device there are shapes alone.
+
+    Raises:
+        ConfigError: as `load_model`, or `model.lora.targets` that match no layer.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path = model_directory(settings, weights=False)
+    saved = model_directory(settings) if _is_adapter(path) else None
+    base = settings if saved is None else base_settings(settings, saved)
+    config = load_config(base)
+    with torch.device("meta"):
+        try:
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+        except UNLOADABLE as error:
+            raise _unloadable(base, error) from error
+        _name_after_hub(model, base)
+        if saved is not None:
+            return _blank_adapter(model, settings, saved, base.path)
+        return model if settings.lora is None else add_adapter(model, settings, settings.lora, 0)
+
+
+def _blank_adapter(model: Any, settings: ModelSettings, saved: Path, base: str) -> Any:
+    from peft import PeftConfig, get_peft_model
+
+    try:
+        config = PeftConfig.from_pretrained(str(saved))
+        _check_size(settings, config)
+        adapted = get_peft_model(model, config)
+        check_adapter(saved, adapted)
+    except ConfigError:
+        raise
+    except UNLOADABLE as error:
+        named = f"; the base model that its adapter_config.json names is {base}"
+        raise ConfigError(f"{_unloadable(settings, error)}{named}") from error
+    return adapted
+
+
+def _check_size(settings: ModelSettings, config: Any) -> None:
+    """Refuses settings of an adapter that are not those of the saved one."""
     for key, here, there in (
         ("rank", settings.lora and settings.lora.rank, config.r),
         ("alpha", settings.lora and settings.lora.alpha, config.lora_alpha),
@@ -191,7 +232,6 @@ def load_model(settings: ModelSettings, *, trains: bool = False) -> PreTrainedMo
                 f"model.lora.{key}={here}: the adapter in model.path={settings.path} has {there}; set model.lora.{key}="
                 f"{there} or model.lora=null"
             )
-    return model
 
 
 def _load_base(settings: ModelSettings) -> PreTrainedModel:
@@ -210,8 +250,7 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
         model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
     except UNLOADABLE as error:
         raise _unloadable(settings, error) from error
-    if HUB_NAME.fullmatch(settings.path) and not Path(settings.path).exists():
-        model.name_or_path = settings.path  # what a saved adapter will name, rather than a place in this cache
+    _name_after_hub(model, settings)
     silence_dropout(model)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -225,6 +264,12 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
         enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model  # type: ignore[no-any-return]
+
+
+def _name_after_hub(model: Any, settings: ModelSettings) -> None:
+    """What a saved adapter will name as its base, rather than a place in this cache."""
+    if HUB_NAME.fullmatch(settings.path) and not Path(settings.path).exists():
+        model.name_or_path = settings.path
 
 
 def _quantization(settings: ModelSettings) -> Any:

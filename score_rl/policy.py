@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from score_rl.adapters import adapter_state, check_adapter
+from score_rl.adapters import adapter_state, check_adapter, one_line
 from score_rl.errors import ConfigError
 from score_rl.logprobs import Head, head_of, logprobs_and_kl, token_logprobs
 
@@ -27,6 +27,9 @@ ADAPTED = ("base_layer", "original_module")
 
 CHUNK = 16_000_000
 """Logits held at once while scoring, all their copies counted: 64 MB in float32."""
+
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
+"""What torch, transformers and peft raise for weights that are not those of a model."""
 
 
 class TokenScores(NamedTuple):
@@ -226,11 +229,11 @@ class Policy(nn.Module):
         self.model.save_pretrained(directory, **(options if self.has_adapter else {}))
         self.tokenizer.save_pretrained(directory)
 
-    def load_saved(self, directory: Path) -> None:
-        """Takes over the weights of a model or adapter that `save` wrote; the reference stays as it is.
+    def check_saved(self, directory: Path) -> None:
+        """Refuses a model or adapter to start from that is not there, or an adapter that has another shape than ours.
 
         Raises:
-            ConfigError: no such weights, or those of another model or adapter.
+            ConfigError: one line that says what differs.
         """
         # Without its file peft would look for the adapter on the network.
         name = "adapter_model.safetensors" if self.has_adapter else "config.json"
@@ -239,15 +242,26 @@ class Policy(nn.Module):
             raise ConfigError(f"--resume-adapter {directory}: no {name} in it; give the directory of {wanted} set")
         try:
             if self.has_adapter:
+                check_adapter(directory, self.model)
+        except UNREADABLE as error:
+            raise _no_start(directory, error) from error
+
+    def load_saved(self, directory: Path) -> None:
+        """Takes over the weights of a model or adapter that `save` wrote; the reference stays as it is.
+
+        Raises:
+            ConfigError: no such weights, or those of another model or adapter.
+        """
+        self.check_saved(directory)
+        try:
+            if self.has_adapter:
                 from peft import load_peft_weights, set_peft_model_state_dict
 
-                check_adapter(directory, self.model)
                 set_peft_model_state_dict(self.model, load_peft_weights(str(directory)))
             else:
                 self.model.load_state_dict(type(self.model).from_pretrained(directory).state_dict())
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"--resume-adapter {directory}: cannot be loaded ({reason})") from error
+        except UNREADABLE as error:
+            raise _no_start(directory, error) from error
 
     def _hidden(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:
         positions = attention_mask.long().cumsum(1).sub(1).clamp(min=0)
@@ -275,3 +289,7 @@ class Policy(nn.Module):
                 "other lora.targets"
             )
         return head._replace(module=inner)
+
+
+def _no_start(directory: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"--resume-adapter {directory}: cannot be loaded ({one_line(error)})")
