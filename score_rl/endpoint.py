@@ -253,7 +253,7 @@ class EndpointPlayer:
 
     def _mend(self, error: APIError, where: str) -> EndpointError:
         """What the client says, in a line that names the mend."""
-        kinds, again = self._openai, "what is finished is kept, and the same command goes on"
+        kinds, again = self._openai, "then repeat the command, which goes on where -o FILE keeps what is finished"
         model = f"{self._name}, model {self.model}"
         if isinstance(error, kinds.AuthenticationError | kinds.PermissionDeniedError):
             name = next((name for name in KEYS if os.environ.get(name)), None)
@@ -263,9 +263,10 @@ class EndpointPlayer:
             return EndpointError(f"{model}: {found} ({error.status_code}); {mend} in the environment")
         if isinstance(error, kinds.RateLimitError):
             found = f"still too many requests after {self._retries} retries ({_said(error)})"
-            return EndpointError(f"{model}: {found}; lower --concurrency, or wait: {again}")
+            return EndpointError(f"{model}: {found}; wait or lower --concurrency, {again}")
         if isinstance(error, kinds.APIConnectionError | kinds.InternalServerError):
-            return EndpointError(f"{model}: no answer after {self._retries} retries ({_said(error)}); {again}")
+            found = f"no answer after {self._retries} retries ({_said(error)})"
+            return EndpointError(f"{model}: {found}; start it again, {again}")
         said = _said(error)
         mend = "correct what it names"
         if "context" in said or "token" in said:

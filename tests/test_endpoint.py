@@ -223,14 +223,14 @@ def test_an_overloaded_or_failing_server_is_asked_again():
         (
             refuses(429, "slow\ndown"),
             3,
-            ", model m: still too many requests after 2 retries (429: slow down); lower --concurrency, or wait: "
-            "what is finished is kept, and the same command goes on",
+            ", model m: still too many requests after 2 retries (429: slow down); wait or lower --concurrency, "
+            "then repeat the command, which goes on where -o FILE keeps what is finished",
         ),
         (
             refuses(503, "loading"),
             3,
-            ", model m: no answer after 2 retries (503: loading); "
-            "what is finished is kept, and the same command goes on",
+            ", model m: no answer after 2 retries (503: loading); start it again, "
+            "then repeat the command, which goes on where -o FILE keeps what is finished",
         ),
         (refuses(401, f"bad {SECRET}"), 1, ", model m: wants a key (401); set SCORE_API_KEY in the environment"),
         (
