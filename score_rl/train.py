@@ -31,11 +31,12 @@ from score_rl.evaluation import evaluate, make_player, write_evaluation
 from score_rl.grading import make_grader
 from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
 from score_rl.limits import check_run, keep_short
-from score_rl.loading import context_length, load_model, load_policy, load_tokenizer
+from score_rl.loading import blank_model, context_length, load_model, load_policy, load_tokenizer
 from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
 from score_rl.offline import stored_attempts
 from score_rl.optim import make_optimizer, optimizer_class
+from score_rl.policy import Policy
 from score_rl.records import write_directory
 from score_rl.report import build as build_report
 from score_rl.rollout import Plan
@@ -89,6 +90,8 @@ class Trainer:
         tokenizer = load_tokenizer(settings.model)
         chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
         self._keep_what_fits(chat)
+        if adapter is not None:
+            Policy(blank_model(settings.model), tokenizer).check_saved(adapter)
         chunk = settings.train.logprob_chunk
         self.policy = load_policy(settings.model, tokenizer, seed=settings.seed, chunk=chunk, trains=True)
         self.accelerator = Accelerator()
