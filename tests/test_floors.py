@@ -22,10 +22,11 @@ FLOORS = {
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
         "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run "
-        "report.source report.page report"
+        "report.text report.svg report.charts report.source report.transcripts report.summary report.parts "
+        "report.verdict report.page report"
     ),
     "tensors": "batch draws objectives schedule",
-    "models": "logprobs adapters policy loading optim update decode rollout endpoint embedded",
+    "models": "logprobs adapters policy unsloth_loader loading optim update decode rollout endpoint embedded",
     "procedures": (
         "evaluation token_kl checkpoint interrupts tracking trackers offline train planning.shapes planning.memory "
         "planning.costs planning"

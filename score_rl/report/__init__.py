@@ -7,25 +7,31 @@ from pathlib import Path
 
 from score_rl.records import write_text
 
+MEGABYTES = 3.0
+"""How large a page may grow with transcripts."""
 
-def render(runs: Sequence[Path]) -> str:
+
+def render(runs: Sequence[Path], *, megabytes: float = MEGABYTES) -> str:
     """The report of run directories as the text of one HTML page; a run may still be training.
+
+    Args:
+        megabytes: transcripts are put in until the page is this large; the page says what was left out.
 
     Raises:
         ConfigError: a path is no run directory.
         DataError: a file of a run cannot be read.
     """
     from score_rl.report.page import compose
-    from score_rl.report.source import read_run
+    from score_rl.report.source import read_runs
 
-    return compose([read_run(run) for run in runs])
+    return compose(read_runs(runs), int(megabytes * 1e6))
 
 
-def build(runs: Sequence[Path], output: Path) -> Path:
+def build(runs: Sequence[Path], output: Path, *, megabytes: float = MEGABYTES) -> Path:
     """Writes the report of `runs` to `output` in one step and returns its path.
 
     Raises:
         ScoreError: as `render`; or the file cannot be written.
     """
-    write_text(output, render(runs))
+    write_text(output, render(runs, megabytes=megabytes))
     return output
