@@ -17,6 +17,7 @@ from score_rl.errors import ConfigError, MissingExtra
 from score_rl.policy import CHUNK, Policy
 from score_rl.run import final_model
 from score_rl.schema import ModelSettings
+from score_rl.unsloth_loader import add_unsloth_adapter, check_cache, check_unsloth, load_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -158,13 +159,15 @@ def load_model(settings: ModelSettings, *, trains: bool = False) -> PreTrainedMo
 
     Raises:
         ConfigError: no such model, no causal language model, or an adapter that does not fit its base or the settings.
-        MissingExtra: 4 bits without bitsandbytes.
+        MissingExtra: 4 bits without bitsandbytes, or Unsloth's loader without Unsloth.
     """
     whole = settings.lora is None and not _is_adapter(model_directory(settings, weights=False))
     if trains and whole and settings.quantize is not None:
         raise ConfigError(
             f"model.quantize={settings.quantize}: a whole model cannot train in 4 bits; set model.lora={{}}"
         )
+    if settings.loader == "unsloth":
+        check_unsloth(settings, whole=trains and whole)
     if not whole:
         blank_model(settings)  # an adapter that does not fit is refused before anybody waits for weights
     path = model_directory(settings)
@@ -247,7 +250,10 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
     if settings.quantize is not None:
         options["quantization_config"] = _quantization(settings)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+        if settings.loader == "unsloth":
+            model: Any = load_base(path, settings, context_length(settings))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
     except UNLOADABLE as error:
         raise _unloadable(settings, error) from error
     _name_after_hub(model, settings)
@@ -257,7 +263,7 @@ def _load_base(settings: ModelSettings) -> PreTrainedModel:
             # On such a CPU bitsandbytes packs the weights anew, and more roughly, when a layer is first used without
             # gradients; from then on no gradient passes through it.
             module.support_avx512bf16_for_cpu = False
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing and settings.loader == "transformers":
         # transformers renames it and warns of the old name; which one there is depends on the version.
         new = hasattr(model, "activation_checkpointing_enable")
         enable = model.activation_checkpointing_enable if new else model.gradient_checkpointing_enable
@@ -322,7 +328,10 @@ def load_policy(
     tokenizer = tokenizer or load_tokenizer(settings)
     model: Any = load_model(settings, trains=trains)
     if settings.lora is not None and not hasattr(model, "peft_config"):
-        model = add_adapter(model, settings, settings.lora, seed)
+        add = add_unsloth_adapter if settings.loader == "unsloth" else add_adapter
+        model = add(model, settings, settings.lora, seed)
+    if settings.loader == "unsloth":
+        check_cache(model)
     policy = Policy(model, tokenizer, chunk=chunk)
     check_scores(policy)
     return policy

@@ -34,6 +34,9 @@ class ModelSettings(Schema):
     most steps of a usual learning rate round away."""
     attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
     """How transformers computes attention; its own choice when null."""
+    loader: Literal["transformers", "unsloth"] = "transformers"
+    """`unsloth` loads and adapts the model through that library, for adapters on a GPU; never run, see
+    docs/models.md."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; needed by architectures that transformers does not have."""
     quantize: Literal["4bit"] | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from tiny import make_model, make_tokenizer, stir
 
 from score_rl.cli import main
@@ -217,3 +218,35 @@ def test_4_bits_without_bitsandbytes_weightless(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     line = refused(*commands(weightless)[place], "model.quantize=4bit", "model.lora={}")
     assert line == "model.quantize=4bit needs bitsandbytes: pip install 'score-rl[quant]'"
+
+
+# ---- Unsloth
+
+UNSLOTH = "model.loader=unsloth"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (["model.lora={}"], f"{UNSLOTH} needs unsloth: pip install unsloth, or set model.loader=transformers"),
+        ([], f"{UNSLOTH}: trains adapters only; set model.lora={{}} or model.loader=transformers"),
+        (["model.lora={}", "model.attention=sdpa"], "model.attention=sdpa: model.loader=unsloth chooses it itself"),
+    ],
+    ids=["unsloth is not installed", "a whole model", "an attention is chosen"],
+)
+def test_what_it_cannot_do_is_refused_weightless(
+    changes: list[str], line: str, weightless: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # as where it is not installed
+    assert refused("train", SMALL, f"model.path={weightless}", UNSLOTH, *changes).startswith(line)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused_weightless(
+    weightless: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "unsloth").mkdir(parents=True)  # a package of that name, which is not imported
+    (tmp_path / "site" / "unsloth" / "__init__.py").write_text("raise AssertionError")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    line = refused("eval", weightless, SMALL, UNSLOTH)
+    assert line == f"{UNSLOTH}: needs a GPU, and torch sees none; set model.loader=transformers"

@@ -135,7 +135,8 @@ def convert(theirs: By571, made: Conversion, train_rows: int | None) -> None:
 
 
 def _model(model: Model, made: Conversion) -> None:
-    made.same("model.name", model.name, {"model.path": model.name, "model.dtype": "bfloat16"})
+    note = "theirs loads it through Unsloth, here transformers does; model.loader=unsloth is there and has not been run"
+    made.same("model.name", model.name, {"model.path": model.name, "model.dtype": "bfloat16"}, note)
     four = {"model.quantize": "4bit"} if model.load_in_4bit else {"model.quantize": None}
     made.same("model.load_in_4bit", model.load_in_4bit, four)
     if model.chat_template:
