@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from score_rl.cli.remote import Concurrency, Endpoint, Retries, endpoint_player
 from score_rl.cli.subject import (
     Json,
     Overrides,
@@ -25,6 +26,7 @@ from score_rl.errors import ConfigError
 
 if TYPE_CHECKING:
     from score_rl.chat import Chat
+    from score_rl.endpoint import EndpointPlayer
     from score_rl.episodes import Attempt, Problem
     from score_rl.evaluation import Evaluation
     from score_rl.grading import Grader
@@ -52,6 +54,9 @@ def evaluate(
     kl: Annotated[
         bool, typer.Option("--kl", help="Also write NAME.kl.jsonl: each token's KL to the reference.")
     ] = False,
+    endpoint: Endpoint = None,
+    concurrency: Concurrency = None,
+    retries: Retries = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Discard what a killed evaluation has left.")] = False,
     stage: Stage = None,
     recipe: Recipe = "arithmetic",
@@ -67,6 +72,7 @@ def evaluate(
     score eval runs/arithmetic --attempts 10
     score eval runs/arithmetic --samples 8 --temperature 1
     score eval embedded --temperature 1 --json
+    score eval MODEL --endpoint http://127.0.0.1:8000/v1 --recipe gsm8k -o model.json
     """
     from score_rl.run import check_writable
 
@@ -85,21 +91,23 @@ def evaluate(
         output = Path(subject) / "eval" / f"{_label(name, settings, data, first_attempts)}.json"
     if output is not None:
         check_writable(output.parent)
-    from score_rl.evaluation import make_player, write_evaluation
+    from score_rl.evaluation import write_evaluation
     from score_rl.grading import make_grader
     from score_rl.tracking import Screen
 
-    reference = _reference(subject, name, settings, output) if kl else None
-    screen, chat = Screen(), chat_of(settings)
+    reference = _reference(subject, name, settings, output, endpoint) if kl else None
+    screen = Screen()
+    remote = endpoint_player(settings, endpoint, concurrency, retries, screen)
+    chat = chat_of(settings) if remote is None else None
     chosen = _problems(settings, chat, screen)
-    partial = _open_partial(settings, chosen, output, first_attempts, fresh=fresh)
-    grader = make_grader(settings.reward)
+    partial = _open_partial(settings, chosen, output, first_attempts, remote, fresh=fresh)
+    grader = make_grader(settings.reward) if remote is None else remote.grader
     fixed = _fixed(first_attempts, settings, chosen, grader, chat)
-    policy = policy_of(settings, chat)
-    result = _play(make_player(policy, chat, grader), chosen, settings, fixed, partial, screen, name)
+    player, policy = _player(settings, chat, grader, remote)
+    result = _play(player, chosen, settings, fixed, partial, screen, name)
     if first_attempts is not None:
         result.metrics["first_attempts"] = str(first_attempts)
-    if kl and output is not None:
+    if kl and output is not None and policy is not None and chat is not None:
         _write_kl(policy, chat, result, settings, reference, output, screen)
     if output is not None:
         write_evaluation(result, output)
@@ -108,7 +116,11 @@ def evaluate(
     if as_json:
         print(json.dumps(result.metrics))
         return
-    print_table(f"{subject} ({name})", {name: result.metrics})
+    _show(result, f"{subject} ({name})", name, output, screen)
+
+
+def _show(result: Evaluation, title: str, name: str, output: Path | None, screen: Screen) -> None:
+    print_table(title, {name: result.metrics})
     if output is not None:
         screen.say(f"metrics in {output}, episodes in {output.with_suffix('.jsonl')}")
 
@@ -124,7 +136,9 @@ def _label(name: str, settings: Settings, data: str | None, first_attempts: Path
     return "-".join(parts)
 
 
-def _reference(subject: str, name: str, settings: Settings, output: Path | None) -> ModelSettings | None:
+def _reference(
+    subject: str, name: str, settings: Settings, output: Path | None, endpoint: str | None
+) -> ModelSettings | None:
     """The model that `--kl` compares with; None where it is the policy without its adapter.
 
     Raises:
@@ -133,6 +147,8 @@ def _reference(subject: str, name: str, settings: Settings, output: Path | None)
     from score_rl.loading import model_directory
     from score_rl.run import RunDirectory
 
+    if endpoint is not None:
+        raise ConfigError("--kl: an endpoint does not tell it; give the model's directory, without --endpoint")
     if output is None:
         raise ConfigError("--kl: writes a file beside the metrics; say where with -o")
     if (model_directory(settings.model, weights=False) / "adapter_config.json").is_file():
@@ -143,12 +159,28 @@ def _reference(subject: str, name: str, settings: Settings, output: Path | None)
     return RunDirectory(Path(subject)).load_settings().model.model_copy(update={"lora": None})
 
 
-def _problems(settings: Settings, chat: Chat, screen: Screen) -> list[Problem]:
+def _player(
+    settings: Settings, chat: Chat | None, grader: Grader, remote: EndpointPlayer | None
+) -> tuple[Player | EndpointPlayer, Policy | None]:
+    """What plays, and its weights if they are here."""
+    from score_rl.evaluation import make_player
+
+    if remote is not None or chat is None:
+        assert remote is not None
+        return remote, None
+    policy = policy_of(settings, chat)
+    return make_player(policy, chat, grader), policy
+
+
+def _problems(settings: Settings, chat: Chat | None, screen: Screen) -> list[Problem]:
     from score_rl.data.load import load_problems
     from score_rl.limits import check_room, keep_short
     from score_rl.loading import context_length
 
     chosen = load_problems(settings.data, settings.eval.split)[: settings.eval.problems]
+    if chat is None:
+        # Without the tokenizer nobody knows here how long they are; an endpoint refuses what it cannot hold.
+        return chosen
     chosen = keep_short(chosen, chat, settings.eval.split, screen.say)
     limits = [settings.eval.max_new_tokens] * settings.eval.attempts
     check_room(chosen, chat, limits, context_length(settings.model), key="eval")
@@ -156,28 +188,41 @@ def _problems(settings: Settings, chat: Chat, screen: Screen) -> list[Problem]:
 
 
 def _open_partial(
-    settings: Settings, problems: list[Problem], output: Path | None, first_attempts: Path | None, *, fresh: bool
+    settings: Settings,
+    problems: list[Problem],
+    output: Path | None,
+    first_attempts: Path | None,
+    remote: EndpointPlayer | None,
+    *,
+    fresh: bool,
 ) -> Partial | None:
     """What an earlier call has left, or an empty file for what this one plays; None where nothing is written."""
     if output is None:
         return None
     from score_rl.evaluation import plan_of
-    from score_rl.loading import base_settings, model_directory
-    from score_rl.results import Partial, fingerprint, identity, partial_path
+    from score_rl.results import Partial, identity, partial_path
     from score_rl.rollout import Player
+
+    weights = _weights(settings) if remote is None else f"those of {remote.model} at {remote.url}"
+    told = identity(settings, weights, problems, first_attempts)
+    partial = Partial(partial_path(output), told, settings.eval.samples)
+    partial.open(len(problems), (remote or Player).problems_at_once(plan_of(settings.eval)), fresh=fresh)
+    return partial
+
+
+def _weights(settings: Settings) -> str:
+    from score_rl.loading import base_settings, model_directory
+    from score_rl.results import fingerprint
 
     directory = model_directory(settings.model)
     weights = fingerprint(directory)
     if (directory / "adapter_config.json").is_file():
         weights += "-on-" + fingerprint(model_directory(base_settings(settings.model, directory)))
-    told = identity(settings, weights, problems, first_attempts)
-    partial = Partial(partial_path(output), told, settings.eval.samples)
-    partial.open(len(problems), Player.problems_at_once(plan_of(settings.eval)), fresh=fresh)
-    return partial
+    return weights
 
 
 def _fixed(
-    file: Path | None, settings: Settings, problems: list[Problem], grader: Grader, chat: Chat
+    file: Path | None, settings: Settings, problems: list[Problem], grader: Grader, chat: Chat | None
 ) -> list[list[Attempt]] | None:
     if file is None:
         return None
@@ -189,7 +234,7 @@ def _fixed(
 
 
 def _play(
-    player: Player,
+    player: Player | EndpointPlayer,
     problems: list[Problem],
     settings: Settings,
     fixed: list[list[Attempt]] | None,
@@ -216,8 +261,7 @@ def _play(
     except KeyboardInterrupt:
         if partial is None:
             raise
-        kept = f"{partial.problems} of {len(problems)} problems are kept in {partial.path}"
-        screen.say(f"interrupted: {kept}; the same command goes on from there")
+        screen.say(f"interrupted: what is finished is in {partial.path}, and the same command goes on from there")
         raise typer.Exit(130) from None
     finally:
         player.grader.close()
