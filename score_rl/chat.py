@@ -56,7 +56,7 @@ class Chat:
             raise ConfigError("chat.instruction: empty; say what is asked between two attempts")
         system = [Turn("system", settings.system)] if settings.system else []
         self._opening = [*system, *(turn for shot in read_shots(settings.few_shot) for turn in self._shot(shot))]
-        self._before = [*self._opening, Turn("user", _QUESTION)]
+        self._before = self.turns(_QUESTION)
         self._prompt = self.template.render(self._before, prompt=True)
         self._check_opening()
         seams = [self._seam(instruction) for instruction in self.instructions]
@@ -67,7 +67,11 @@ class Chat:
 
     def open(self, question: str) -> tuple[int, ...]:
         """Context of attempt 1: everything up to the start of the assistant turn."""
-        return tuple(self.template.encode(self.template.render(self._turns(question), prompt=True)))
+        return tuple(self.template.encode(self.template.render(self._asked(question), prompt=True)))
+
+    def turns(self, question: str) -> list[Turn]:
+        """The conversation up to attempt 1: system prompt, solved problems and the question, as it is written."""
+        return [*self._opening, Turn("user", question)]
 
     def instruction(self, question: str, number: int) -> int:
         """Which of the instructions follows attempt `number` (from 1): drawn, and always the same for this question."""
@@ -159,7 +163,7 @@ class Chat:
 
         def render() -> str:
             turns = [turn for pair in zip(said, asked, strict=True) for turn in (pair[0], Turn("user", pair[1]))]
-            return self.template.render([*self._turns(question), *turns], prompt=True)
+            return self.template.render([*self._asked(question), *turns], prompt=True)
 
         try:
             text = render()
@@ -169,8 +173,8 @@ class Chat:
             text = render()
         return tuple(self.template.encode(text))
 
-    def _turns(self, question: str) -> list[Turn]:
-        return [*self._opening, Turn("user", self.template.literal(question))]
+    def _asked(self, question: str) -> list[Turn]:
+        return self.turns(self.template.literal(question))
 
     def _shot(self, shot: ShotSettings) -> list[Turn]:
         turns = self.settings.shot_turns(shot)

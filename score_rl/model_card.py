@@ -12,7 +12,6 @@ from score_rl.data.files import HUB_NAME
 from score_rl.errors import DataError
 from score_rl.run import RunDirectory
 from score_rl.schema import Settings, StageSettings
-from score_rl.template import Turn
 from score_rl.tracking import count_attempts
 
 _QUESTION = "question2468"
@@ -186,7 +185,7 @@ def _both_attempts(settings: Settings, chat: Chat, question: str) -> str:
             "closed": {end: len(bridge_ids) - length for end, length in rest.items()},
             "sample": sample,
         }
-    turns = chat.template._folded([*chat._opening, Turn("user", question)])
+    turns = chat.template.folded(chat.turns(question))
     return RENDERED % {
         "turns": [{"role": turn.role, "content": turn.content} for turn in turns],
         "instruction": repr(chat.instructions[0]),

@@ -75,7 +75,7 @@ class Template:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [self._message(turn) for turn in self._folded(turns)],
+                    [self._message(turn) for turn in self.folded(turns)],
                     chat_template=self.text,
                     tokenize=False,
                     add_generation_prompt=prompt,
@@ -85,6 +85,12 @@ class Template:
         # A template that meets what it does not expect fails as Python does.
         except (TemplateError, TypeError, AttributeError, LookupError) as error:
             raise ConfigError(f"{self.name} refuses the conversation ({error})") from error
+
+    def folded(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """The turns as the template can take them: some have no place for a system prompt but the first user turn."""
+        if not self._folds_system or turns[0].role != "system":
+            return turns
+        return [Turn(turns[1].role, f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]]
 
     def literal(self, text: str) -> str:
         """The text, with what looks like a special token marked, so that `encode` leaves it text."""
@@ -137,11 +143,6 @@ class Template:
         # Older templates know thoughts by another name.
         thoughts = {} if turn.thoughts is None else dict.fromkeys(_THOUGHT_FIELDS, turn.thoughts)
         return {"role": turn.role, "content": content, **thoughts}
-
-    def _folded(self, turns: Sequence[Turn]) -> Sequence[Turn]:
-        if not self._folds_system or turns[0].role != "system":
-            return turns
-        return [Turn(turns[1].role, f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]]
 
     def _shows(self, *opening: Turn) -> bool:
         """Whether the template renders these turns in front of a question, and the question."""
