@@ -33,8 +33,8 @@ FLOORS = {
     ),
     "edge": (
         "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard profile "
-        "cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data cli.data_tools "
-        "cli.grade cli.report cli "
+        "cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
+        "cli.data_tools cli.grade cli.report cli "
         "__main__"
     ),
 }
