@@ -103,12 +103,12 @@ def _merge(directory: Path, settings: Settings, probe: tuple[int, ...]) -> tuple
 
 
 def _probe(run: RunDirectory, label: str) -> tuple[int, ...]:
-    """Tokens to compare log-probs on: an episode of the stage's evaluation, or any."""
+    """Tokens to compare log-probs on: the attempts of an episode of the stage's evaluation, or any."""
     path = run.eval / f"{label}.jsonl"
-    if path.is_file():
-        for _, row in read_jsonl(path):
-            attempt = row["attempts"][-1]
-            return (*attempt["context_ids"], *attempt["token_ids"])[-MAX_PROBE:]
+    for _, row in read_jsonl(path) if path.is_file() else ():
+        sampled = tuple(token for attempt in row["attempts"] for token in attempt["token_ids"])
+        if len(sampled) > 1:
+            return sampled[:MAX_PROBE]
     return tuple(range(1, 17))
 
 

@@ -336,11 +336,12 @@ class Trainer:
 
     def _validate(self) -> Metrics:
         settings = self.settings.eval.model_copy(
-            update={"split": "validation", "sampling": SamplingSettings(temperature=0.0)}
+            update={"split": "validation", "samples": 1, "sampling": SamplingSettings(temperature=0.0)}
         )
         with self.screen.task("validation", len(self.validation)) as advance:
             metrics = self._play(self.validation, settings, advance).metrics
-        return {f"validation/{k}": v for k, v in metrics.items() if "/" in k and "." not in k}
+        shown = [key for key in metrics if "/" in key and "." not in key and not key.startswith(("by/", "scaling/"))]
+        return {f"validation/{key}": metrics[key] for key in shown}
 
     def _evaluate(self, label: str) -> None:
         with self.screen.task(f"{label} evaluation", len(self.held_out)) as advance:

@@ -2,19 +2,23 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from graded import episode
 
 from score_rl.episodes import Episode
+from score_rl.evaluation import count
 from score_rl.metrics import transitions
 from score_rl.monitor import Watch
+from score_rl.schema import EvalSettings, SamplingSettings
 from score_rl.stats import Interval, paired_difference, wilson
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
-PLACES = {"step", "offline", "validation", "eval"}
-INTERVALS = {"Wilson", "Tango", "none"}
+PLACES = {"step", "offline", "validation", "eval", "sometimes"}
+INTERVALS = {"Wilson", "Tango", "bootstrap", "none"}
 WATCHED = [
     {"unchanged/t2": 1.0, "acc/t1": first, "delta/t1_t2": delta, "length/t1": length, "length/t2": length}
     | {"kl/t1": 9.0, "groups/no_signal": 1.0}
@@ -41,8 +45,19 @@ def documented() -> list[Row]:
 
 
 def general(key: str) -> str:
-    """The key with the number of its (last) attempt left open."""
-    return re.sub(r"t\d+$", "tK", key)
+    """The key with the numbers of its (last) attempt and of its draws left open, and the problems it is for."""
+    key = re.sub(r"^by/\w+=.*?/(?=acc|delta|problems)", "by/FIELD=VALUE/", key)
+    return re.sub(r"@\d+", "@n", re.sub(r"t\d+(?=@|$)", "tK", key))
+
+
+def values(written: dict[str, object]) -> set[str]:
+    """Keys of an evaluation, the ends of intervals left out."""
+    return {general(key) for key in written if not key.endswith((".low", ".high"))}
+
+
+def bounded(written: dict[str, object], end: str) -> set[str]:
+    """Keys that have that end of an interval."""
+    return {general(key.removesuffix(f".{end}")) for key in written if key.endswith(f".{end}")}
 
 
 def written_while_training(run: Path) -> dict[str, set[str]]:
@@ -73,17 +88,33 @@ def test_the_page_defines_the_keys_of_a_run_and_no_others(tiny_run, place):
         warned = {general(key) for metrics in WATCHED for key in watch.look(metrics)}
         assert {key for key in written if key.startswith("watch/")} <= warned
         written |= warned
-    assert written == {general(row.key) for row in documented() if place in row.places}
+    rows = [row for row in documented() if place in row.places]
+    assert written <= {general(row.key) for row in rows}
+    assert written >= {general(row.key) for row in rows if "sometimes" not in row.places or place == "step"}
 
 
 @pytest.mark.parametrize("name", ["base", "stage1", "stage2"])
 def test_the_page_defines_the_keys_of_an_evaluation_and_no_others(tiny_run, name):
     written = json.loads((tiny_run / "eval" / f"{name}.json").read_text())
-    rows = [row for row in documented() if "eval" in row.places]
-    assert {general(key) for key in written if "." not in key} == {row.key for row in rows}
-    bounded = {row.key for row in rows if row.interval != "none"}
+    rows = [row for row in documented() if "eval" in row.places or row.key.startswith("rate/")]
+    assert values(written) | {"rate/fix", "rate/break"} == {row.key for row in rows}
     for end in ("low", "high"):
-        assert {general(key.removesuffix(f".{end}")) for key in written if key.endswith(f".{end}")} == bounded
+        wanted = {row.key for row in rows if row.interval != "none"}
+        assert bounded(written, end) | {"rate/fix", "rate/break"} == wanted
+
+
+def test_the_page_defines_what_only_some_evaluations_have():
+    graded = []
+    for number in range(20):
+        for sample in range(2):
+            made = episode("rwwr"[number % 4] + "rrw"[(number + sample) % 3], problem=f"p{number}", path=(sample, 0))
+            graded.append(replace(made, problem=replace(made.problem, meta={"level": number % 2})))
+    settings = EvalSettings(samples=2, sampling=SamplingSettings(temperature=1.0))
+    written = count(graded, settings, 0) | {"kl/t1": 0.0, "first_attempts": "a.jsonl"}
+    rows = {row.key: row for row in documented() if {"eval", "sometimes"} & row.places}
+    assert values(written) == rows.keys() - {"mcnemar_p/t1_tK"}
+    for end in ("low", "high"):
+        assert bounded(written, end) == {key for key in values(written) if rows[key].interval != "none"}
 
 
 def test_each_interval_is_the_one_that_the_page_names(tiny_run):
@@ -92,7 +123,7 @@ def test_each_interval_is_the_one_that_the_page_names(tiny_run):
     episodes = [Episode.from_json(json.loads(line)) for line in lines]
     kinds = {row.key: row.interval for row in documented()}
     seen = set()
-    for key in [key for key in written if f"{key}.low" in written]:
+    for key in [key for key in written if f"{key}.low" in written and not key.startswith(("rate/", "scaling/"))]:
         found = Interval(written[key], written[f"{key}.low"], written[f"{key}.high"])
         if kinds[general(key)] == "Wilson":
             expected = wilson(round(written[key] * len(episodes)), len(episodes))

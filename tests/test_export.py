@@ -11,12 +11,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from score_rl.chat import Chat
 from score_rl.cli.convert import export as command
 from score_rl.errors import ConfigError, DataError
 from score_rl.export import export
+from score_rl.loading import load_tokenizer
 from score_rl.model_card import figures
+from score_rl.results import read_episodes
 from score_rl.run import RunDirectory
 from score_rl.settings import load
+from score_rl.token_kl import with_contexts
 from score_rl.train import Trainer
 
 IDS = torch.tensor([[2, 9, 11, 8, 3, 10, 14, 1, 2, 12, 3, 5]])
@@ -177,9 +181,9 @@ def test_the_cards_program_makes_the_attempts_that_the_run_has_stored(lora_run, 
     run = tiny_run if kind == "whole" else lora_run
     export(run, tmp_path / "out", merge=kind == "merged")
     printed, variables = run_card(tmp_path / "out")
-    stored = json.loads((run / "eval" / "stage2.jsonl").read_text().splitlines()[0])
-    assert printed == [attempt["text"] for attempt in stored["attempts"][:2]]
-    assert variables["second_context"] == stored["attempts"][1]["context_ids"]
+    stored = with_contexts(read_episodes(run / "eval" / "stage2.jsonl")[0], chat_of(run))
+    assert printed == [attempt.text for attempt in stored.attempts[:2]]
+    assert variables["second_context"] == list(stored.attempts[1].context_ids)
 
 
 def test_the_cards_program_closes_no_turn_twice(run_card, tmp_path):
@@ -187,11 +191,18 @@ def test_the_cards_program_closes_no_turn_twice(run_card, tmp_path):
     short += [f"stages.{i}.{key}" for i in (0, 1) for key in ("steps=1", "problems=2")]
     Trainer(load("arithmetic", short), tmp_path / "run").train()
     export(tmp_path / "run", tmp_path / "out")
-    first, second = json.loads((tmp_path / "run" / "eval" / "stage2.jsonl").read_text().splitlines()[0])["attempts"]
-    assert first["finished"]  # so the bridge's first token is there already
+    stored = read_episodes(tmp_path / "run" / "eval" / "stage2.jsonl")[0]
+    first, second = with_contexts(stored, chat_of(tmp_path / "run")).attempts
+    assert first.finished  # so the bridge's first token is there already
     printed, variables = run_card(tmp_path / "out")
-    assert printed == [first["text"], second["text"]]
-    assert variables["second_context"] == second["context_ids"]
+    assert printed == [first.text, second.text]
+    assert variables["second_context"] == list(second.context_ids)
+
+
+def chat_of(run: Path) -> Chat:
+    """The conversation that a run's episodes were sampled in."""
+    settings = RunDirectory(run).load_settings()
+    return Chat(load_tokenizer(settings.model), settings.chat)
 
 
 @pytest.fixture
