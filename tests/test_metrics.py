@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from score_rl.episodes import Episode, Problem
-from score_rl.metrics import attempt_shapes, is_unchanged, self_correction, training_metrics, transitions
+from score_rl.metrics import (
+    attempt_shapes,
+    by_field,
+    edit_ratio,
+    is_unchanged,
+    self_correction,
+    training_metrics,
+    transitions,
+)
+from score_rl.resampling import clustered
 from score_rl.stats import mcnemar, paired_difference, wilson
 
 marks_of_three = st.lists(st.text("rw", min_size=3, max_size=3), min_size=1, max_size=30)
@@ -61,8 +70,17 @@ def test_ten_episodes_are_counted_by_hand():
         "delta/t1_t2": 0.2,
         "delta/i_c": 0.3,
         "delta/c_i": 0.1,
+        "rate/fix": 3 / 7,  # of 7 wrong ones
+        "rate/break": 1 / 3,  # of 3 right ones
         "mcnemar_p/t1_t2": 0.625,  # 2 * (1 + 4) / 2 ** 4
         "unchanged/t2": 0.6,  # the mark is the answer: rr and ww
+        "identical/t2": 1.0,  # the texts are all empty
+        "edit_ratio/t2": 0.0,
+        "edit_ratio_q1/t2": 0.0,
+        "edit_ratio_median/t2": 0.0,
+        "edit_ratio_q3/t2": 0.0,
+        "no_answer/t1": 0.0,
+        "no_answer/t2": 0.0,
         "length/t1": 3.0,
         "length/t2": 3.0,
         "truncated/t1": 0.0,
@@ -72,16 +90,98 @@ def test_ten_episodes_are_counted_by_hand():
 
 def test_every_share_carries_its_wilson_interval_and_every_difference_its_paired_one():
     metrics = self_correction(episodes(*["rr"] * 2, *["wr"] * 3, "rw", *["ww"] * 4))
-    intervals = {key.split(".")[0] for key in metrics if "." in key}
-    assert intervals == {"acc/t1", "acc/t2", "delta/t1_t2", "delta/i_c", "delta/c_i", "unchanged/t2"}
     expected = {
         "acc/t1": wilson(3, 10),
+        "acc/t2": wilson(5, 10),
         "delta/t1_t2": paired_difference(3, 1, 10),
         "delta/i_c": wilson(3, 10),
         "delta/c_i": wilson(1, 10),
+        "rate/fix": wilson(3, 7),
+        "rate/break": wilson(1, 3),
         "unchanged/t2": wilson(6, 10),
+        "identical/t2": wilson(10, 10),
+        "no_answer/t1": wilson(0, 10),
+        "no_answer/t2": wilson(0, 10),
     }
+    assert {key.split(".")[0] for key in metrics if "." in key} == expected.keys()
     assert {key: (metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"]) for key in expected} == expected
+
+
+def test_samples_of_a_problem_are_counted_together_and_drawn_together():
+    # Three problems with two samples each: one always right, one never, one right in one of two at attempt 2.
+    words = {"a": ["rr", "rr"], "b": ["ww", "ww"], "c": ["wr", "ww"]}
+    made = [episode(word, problem=p, path=(j, 0)) for p, pair in words.items() for j, word in enumerate(pair)]
+    metrics = self_correction(made)
+    assert (metrics["acc/t1"], metrics["acc/t2"], metrics["delta/t1_t2"]) == (2 / 6, 3 / 6, 1 / 6)
+    assert (metrics["rate/fix"], metrics["rate/break"]) == (1 / 4, 0)
+    assert "mcnemar_p/t1_t2" not in metrics
+    by_problem = {"acc/t2": [[1, 1], [0, 0], [1, 0]], "rate/fix": [[], [0, 0], [1, 0]], "rate/break": [[0, 0], [], []]}
+    for key, values in by_problem.items():
+        assert (metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"]) == clustered(values)
+    low, high = metrics["delta/t1_t2.low"], metrics["delta/t1_t2.high"]
+    assert (low, high) == clustered([[0, 0], [0, 0], [1, 0]], difference=True)[1:]
+
+
+def test_a_rate_of_nothing_is_not_there():
+    assert not any(key.startswith("rate/fix") for key in self_correction(episodes("rr", "rw")))
+    assert not any(key.startswith("rate/break") for key in self_correction(episodes("ww", "wr")))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio"),
+    [
+        pytest.param("12", "12", 0, id="equal"),
+        pytest.param("", "", 0, id="both empty"),
+        pytest.param("12", "34", 1, id="nothing kept"),
+        pytest.param("", "34", 1, id="written where nothing was"),
+        pytest.param("1234", "1235", 2 / 8, id="one character exchanged: one out, one in"),
+        pytest.param("ab", "abc", 1 / 5, id="one added"),
+    ],
+)
+def test_the_edit_ratio_is_of_characters_by_both_lengths(before, after, ratio):
+    assert edit_ratio(before, after) == edit_ratio(after, before) == pytest.approx(ratio)
+
+
+def test_texts_are_compared_with_the_attempt_before_and_spread_in_quartiles():
+    made = [
+        Episode(Problem(f"p{n}", "q", "a"), tuple(attempt("w", text=text) for text in ("ab", after)), (0, 0))
+        for n, after in enumerate(["ab", "abc", "zz", "ab"])
+    ]
+    metrics = self_correction(made)
+    # 0, 1/5, 1 and 0
+    assert metrics["identical/t2"] == 0.5
+    assert metrics["edit_ratio/t2"] == pytest.approx(0.3)
+    quartiles = [metrics[f"edit_ratio_{name}/t2"] for name in ("q1", "median", "q3")]
+    assert quartiles == pytest.approx([0, 0.1, 0.4])
+
+
+def test_an_attempt_without_an_answer_is_counted():
+    made = [Episode(Problem("p", "q", "a"), (attempt("w", answer=None), attempt("w", answer="4")), (0, 0))]
+    metrics = self_correction([*made, *episodes("ww")])
+    assert (metrics["no_answer/t1"], metrics["no_answer/t2"]) == (0.5, 0.0)
+
+
+def placed(marks: str, number: int, **meta: object) -> Episode:
+    made = episode(marks, problem=f"p{number}")
+    return dataclasses.replace(made, problem=dataclasses.replace(made.problem, meta=meta))
+
+
+def test_groups_are_those_of_the_data_and_each_has_its_own_intervals():
+    made = [placed("wr", 0, level=1), placed("rr", 1, level=1, subject="Algebra"), placed("ww", 2, level="2")]
+    metrics = by_field([*made, placed("rr", 3)])
+    assert {key for key in metrics if "." not in key} == {
+        f"by/{group}/{key}"
+        for group in ("level=1", "level=2", "subject=Algebra")
+        for key in ("acc/t1", "acc/t2", "delta/t1_t2", "problems")
+    }
+    assert (metrics["by/level=1/acc/t1"], metrics["by/level=1/acc/t2"], metrics["by/level=1/problems"]) == (0.5, 1.0, 2)
+    ends = [metrics[f"by/level=1/delta/t1_t2{end}"] for end in ("", ".low", ".high")]
+    assert ends == list(paired_difference(1, 0, 2))
+
+
+def test_a_column_with_many_values_groups_nothing():
+    assert by_field([placed("wr", number, level=number) for number in range(21)]) == {}
+    assert len(by_field([placed("wr", number, level=number) for number in range(20)])) == 20 * (3 * 3 + 1)
 
 
 @given(marks_of_three)
