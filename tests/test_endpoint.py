@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_server import Script, Server, serving
 from tiny_chat import encode, make_chat
 
 from score_rl.chat_schema import ChatSettings
+from score_rl.cli import main
 from score_rl.endpoint import EndpointPlayer, dialogue, opening, read_url
 from score_rl.episodes import Attempt, Episode, Grade, Problem
 from score_rl.errors import ConfigError, EndpointError
@@ -27,76 +28,11 @@ CHAT = ChatSettings(instruction="Redo it.")
 REDO = {"role": "user", "content": "Redo it."}
 SECRET = "sk-0123456789abcdef"
 
-Script = Callable[[int, dict[str, Any]], tuple[int, Any]]
-"""Status and body of the answer to a request, which is numbered from 0."""
-
 
 @pytest.fixture(autouse=True)
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SCORE_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-
-
-class Server(ThreadingHTTPServer):
-    """Listens on the loopback address, answers as scripted, and remembers requests, keys and how many came at once."""
-
-    def __init__(self, script: Script) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.lock = threading.Lock()
-        self.inside = self.most = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        status, body = self.server.script(-1, {"path": self.path})
-        self._send(status, body)
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            number = len(self.server.asked)
-            self.server.asked.append(request)
-            self.server.keys.append(self.headers["Authorization"])
-            self.server.inside += 1
-            self.server.most = max(self.server.most, self.server.inside)
-        status, body = self.server.script(number, request)
-        with self.server.lock:
-            self.server.inside -= 1
-        self._send(status, body)
-
-    def _send(self, status: int, body: Any) -> None:
-        data = (body if isinstance(body, str) else json.dumps(body)).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        # The client's pause, instead of one that doubles from half a second.
-        self.send_header("retry-after-ms", "1")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
-
-
-@contextmanager
-def serving(script: Script) -> Iterator[Server]:
-    with Server(script) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def says(content: str | None, *, tokens: int = 3, reason: str = "stop", usage: bool = True) -> tuple[int, Any]:
@@ -265,12 +201,9 @@ def test_what_a_server_refuses_is_one_line_with_the_mend(script: Script, asked: 
 
 
 def test_a_model_that_the_server_has_not_is_named_beside_those_that_it_has():
-    def answer(number: int, request: dict[str, Any]) -> tuple[int, Any]:
-        if number >= 0:
-            return 404, {"message": "The model `m` does not exist.", "code": 404}
-        return 200, {"object": "list", "data": [{"id": i, "object": "model"} for i in ("qwen", "llama")]}
-
-    with serving(answer) as server, pytest.raises(EndpointError) as error:
+    models = {"object": "list", "data": [{"id": name, "object": "model"} for name in ("qwen", "llama")]}
+    unknown = refuses(404, "The model `m` does not exist.")
+    with serving(unknown, (200, models)) as server, pytest.raises(EndpointError) as error:
         player(server).play(PROBLEMS, GREEDY, (0, "evaluate"))
     said = "(404: The model `m` does not exist.); it has qwen, llama; correct the model's name or the URL"
     assert str(error.value) == f"--endpoint {server.url}/v1: no model 'm' there {said}"
@@ -288,7 +221,8 @@ def test_one_refusal_ends_the_rest():
 def test_the_key_comes_from_the_environment_and_stands_in_no_message(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
     monkeypatch.setenv("SCORE_API_KEY", SECRET)
-    with serving(refuses(403, f"{SECRET} may not")) as server:
+    no = refuses(403, f"{SECRET} may not")
+    with serving(no, no(0, {})) as server:
         with pytest.raises(EndpointError) as error:
             player(server).play(PROBLEMS[:1], GREEDY, (0, "evaluate"))
         with pytest.raises(EndpointError) as checked:
@@ -299,7 +233,7 @@ def test_the_key_comes_from_the_environment_and_stands_in_no_message(monkeypatch
 
 
 def test_a_server_that_is_not_there_is_missed_at_once_and_one_without_a_list_of_models_is_not():
-    with serving(refuses(500, "no cache directory")) as server:
+    with serving(echo, (500, "no cache directory")) as server:
         player(server).check()
         gone = player(server)
     with pytest.raises(EndpointError, match=r"/v1: no server there \(.*\); start it, or correct the URL"):
@@ -374,3 +308,46 @@ def test_the_messages_render_to_the_contexts_of_a_local_evaluation(options: dict
         context = chat.context("2 + 3", attempts)
         assert encode(rendered) == context
         attempts.append(Attempt(context, encode(text + "<|im_end|>"), text, True))
+
+
+def test_an_evaluation_needs_neither_model_nor_tokenizer_here_and_first_attempts_can_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+
+    def evaluate(server: Server, *options: object) -> list[dict[str, Any]]:
+        known = ["score", "eval", "no-such-model", "--endpoint", server.url, "--problems", "3", "-o", "x.json"]
+        monkeypatch.setattr(sys, "argv", [*known, *map(str, options)])
+        with pytest.raises(SystemExit, match="0"):
+            main()
+        return [json.loads(line) for line in Path("x.jsonl").read_text().splitlines()]
+
+    with serving(lambda number, request: says(request["messages"][0]["content"])) as server:
+        first = evaluate(server, "chat.max_prompt_tokens=1")
+    assert "chat.max_prompt_tokens=1: tokens are the endpoint's business; no problem is" in capsys.readouterr().err
+    assert {request["model"] for request in server.asked} == {"no-such-model"}
+    assert [row["attempts"][1]["text"] for row in first] == [row["problem"]["question"] for row in first]
+    Path("x.jsonl").rename("first.jsonl")
+    with serving(lambda number, request: says("7")) as server:
+        second = evaluate(server, "--first-attempts", "first.jsonl")
+    assert len(server.asked) == 3
+    assert [row["attempts"][0]["text"] for row in second] == [row["problem"]["question"] for row in first]
+    assert [row["attempts"][1]["text"] for row in second] == ["7"] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--retries", "3"], "--retries 3: is for an endpoint; give --endpoint URL, or leave it out"),
+        (["--endpoint", "http://127.0.0.1:1", "--kl"], "--kl: an endpoint does not tell it; give the model's"),
+        (["--endpoint", "http://127.0.0.1:1"], "--endpoint http://127.0.0.1:1/v1: no server there"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_in_one_line(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["score", "eval", "embedded", *options])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith(f"error: {message}")
