@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def check_adapter(directory: Path, model: Any) -> None:
     if theirs.use_rslora != ours.use_rslora:
         raise ValueError(f"use_rslora is {theirs.use_rslora} in its adapter_config.json and {ours.use_rslora} here")
     bases = [str(config.base_model_name_or_path) for config in (theirs, ours)]
-    if bases[0] != bases[1] and all(HUB_NAME.fullmatch(base) for base in bases):
+    if bases[0] != bases[1] and (all(map(HUB_NAME.fullmatch, bases)) or _are_two_directories(*bases)):
         raise ValueError(f"it is an adapter of {bases[0]}, and the model is {bases[1]}; check model.path")
     stored = load_peft_weights(str(directory), device="cpu")
     wanted = adapter_state(model, "default")
@@ -84,6 +85,11 @@ def check_adapter(directory: Path, model: Any) -> None:
         if stored[name].shape != value.shape:
             shapes = f"{tuple(stored[name].shape)} there and {tuple(value.shape)} here"
             raise ValueError(f"it is an adapter of another model: {name} is {shapes}; check model.path")
+
+
+def _are_two_directories(one: str, other: str) -> bool:
+    """Whether both are there and differ: a model that the adapter was merged into would get its delta a second time."""
+    return bool(one and other) and all(map(os.path.isdir, (one, other))) and not os.path.samefile(one, other)
 
 
 def one_line(error: Exception) -> str:
