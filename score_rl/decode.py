@@ -90,9 +90,13 @@ class TransformersEngine:
 
 
 class _Rows(NamedTuple):
-    """Cached rows: keys and values [B, heads, T, dim] by layer, which positions are real [B, T], and their ids."""
+    """Cached rows: keys, then values [B, heads, T, dim] of each layer, which positions are real [B, T], and their ids.
 
-    layers: list[tuple[Tensor, Tensor]]
+    Whoever builds another cache from these states takes them out of the list one by one, so that no more than one
+    layer is there twice.
+    """
+
+    states: list[Tensor]
     mask: Tensor
     ids: list[tuple[int, ...]]
 
@@ -129,30 +133,29 @@ class TransformersSession:
 
     def _prefill(self, jobs: list[tuple[int, tuple[int, ...]]]) -> tuple[Any, Tensor, Tensor]:
         """Cache, mask [B, T] and next-token logits [B, V] behind each context."""
-        from transformers import DynamicCache
-
-        rows = self.rows
-        reuse = rows is not None and all(context[: len(rows.ids[p])] == rows.ids[p] for p, context in jobs)
+        cache, old_mask, suffixes = self._resume(jobs)
         device = self.engine.model.device
-        if rows is not None and reuse:
-            # Rows with less to feed feed some cached tokens again: a hole between cache and suffix would shorten what
-            # a sliding window, which counts places, lets them see.
-            most = max(len(context) - len(rows.ids[parent]) for parent, context in jobs)
-            kept = [max(0, len(context) - most) for _, context in jobs]
-            layers, old_mask = _cut(rows, [parent for parent, _ in jobs], kept)
-            cache = DynamicCache(ddp_cache_data=layers)
-            suffixes = [context[n:] for n, (_, context) in zip(kept, jobs, strict=True)]
-        else:
-            cache = DynamicCache()
-            old_mask = torch.zeros(len(jobs), 0, dtype=torch.bool, device=device)
-            suffixes = [context for _, context in jobs]
-        self.rows = None
         width = max(len(suffix) for suffix in suffixes)
         ids = [(self.engine.pad_id,) * (width - len(s)) + s for s in suffixes]
         new_mask = torch.tensor([[t >= width - len(s) for t in range(width)] for s in suffixes], device=device)
         mask = torch.cat([old_mask, new_mask], dim=1)
         logits = self._forward(torch.tensor(ids, device=device), mask, cache)
         return cache, mask, logits
+
+    def _resume(self, jobs: list[tuple[int, tuple[int, ...]]]) -> tuple[Any, Tensor, list[tuple[int, ...]]]:
+        """What is cached of each context, its mask [B, T], and the tokens that are to be read behind it."""
+        from transformers import DynamicCache
+
+        rows, self.rows = self.rows, None
+        if rows is None or any(context[: len(rows.ids[p])] != rows.ids[p] for p, context in jobs):
+            mask = torch.zeros(len(jobs), 0, dtype=torch.bool, device=self.engine.model.device)
+            return DynamicCache(), mask, [context for _, context in jobs]
+        # Rows with less to feed feed some cached tokens again: a hole between cache and suffix would shorten what
+        # a sliding window, which counts places, lets them see.
+        most = max(len(context) - len(rows.ids[parent]) for parent, context in jobs)
+        kept = [max(0, len(context) - most) for _, context in jobs]
+        cache, mask = _cut(rows, [parent for parent, _ in jobs], kept)
+        return cache, mask, [context[n:] for n, (_, context) in zip(kept, jobs, strict=True)]
 
     def _forward(self, input_ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
         """Next-token logits [B, V] behind `input_ids` [B, t], whose keys and values join the cache."""
@@ -200,10 +203,11 @@ class TransformersSession:
             if not alive or position == max_new_tokens - 1:
                 break
             if alive < COMPACT_BELOW * len(row):
-                if not last:
-                    left.append((row[~running], _take(cache, mask, ~running)))
                 keep = running.nonzero()[:, 0]
-                cache.batch_select_indices(keep)
+                if last:
+                    cache.batch_select_indices(keep)
+                else:
+                    left.append((row[~running], _leave(cache, mask, running)))
                 mask, token, row, key = mask[keep], token[keep], row[keep], key[keep]
                 running = torch.ones(len(row), dtype=torch.bool, device=device)
             mask = torch.cat([mask, running[:, None]], dim=1)
@@ -214,7 +218,7 @@ class TransformersSession:
             for i, (n, values, end) in enumerate(zip(lengths, logprobs.tolist(), finished.tolist(), strict=True))
         ]
         if not last:
-            left.append((row, _take(cache, mask, torch.ones_like(running))))
+            left.append((row, _take(cache, mask)))
             # The cache holds an attempt up to the token before its last, which was drawn but never fed.
             ids = [context + sample.token_ids[:-1] for context, sample in zip(contexts, samples, strict=True)]
             self.rows = _realign(left, ids)
@@ -259,22 +263,47 @@ def _pick(values: Tensor, token: Tensor) -> Tensor:
     return values.gather(1, token[:, None])[:, 0]
 
 
-def _take(cache: Any, mask: Tensor, rows: Tensor) -> _Rows:
-    layers = [(layer[0][rows], layer[1][rows]) for layer in cache]
-    return _Rows(layers, mask[rows][:, : layers[0][0].shape[2]], [])
+def _leave(cache: Any, mask: Tensor, running: Tensor) -> _Rows:
+    """Takes the rows that no longer run out of the cache."""
+    gone, keep = (~running).nonzero()[:, 0], running.nonzero()[:, 0]
+    states = []
+    for layer in cache.layers:
+        states += [layer.keys[gone], layer.values[gone]]
+        layer.batch_select_indices(keep)
+    return _Rows(states, mask[gone], [])
 
 
-def _cut(rows: _Rows, parents: list[int], kept: list[int]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Keys and values of the first `kept` tokens of each parent's row, and their mask, padded on the left."""
+def _take(cache: Any, mask: Tensor) -> _Rows:
+    """Takes all rows out of the cache, which is empty then."""
+    states = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+    cache.layers.clear()
+    return _Rows(states, mask, [])
+
+
+def _cut(rows: _Rows, parents: list[int], kept: list[int]) -> tuple[Any, Tensor]:
+    """A cache of the first `kept` tokens of each parent's row, and its mask, padded on the left; `rows` is used up."""
+    from transformers import DynamicCache
+
     device = rows.mask.device
-    index = torch.tensor(parents, device=device)
+    index = None if parents == list(range(len(rows.ids))) else torch.tensor(parents, device=device)
+    mask, source = rows.mask if index is None else rows.mask[index], None
     dropped = torch.tensor([len(rows.ids[p]) - n for p, n in zip(parents, kept, strict=True)], device=device)
-    if not dropped.any():
-        return [(keys[index], values[index]) for keys, values in rows.layers], rows.mask[index]
-    place = torch.arange(-max(kept), 0, device=device)
-    mask = place >= -torch.tensor(kept, device=device)[:, None]
-    source = (place + rows.mask.shape[1] - dropped[:, None]).clamp(min=0)
-    return [(_gather(keys[index], source), _gather(values[index], source)) for keys, values in rows.layers], mask
+    if dropped.any():
+        place = torch.arange(-max(kept), 0, device=device)
+        mask = place >= -torch.tensor(kept, device=device)[:, None]
+        source = (place + rows.mask.shape[1] - dropped[:, None]).clamp(min=0)
+
+    def pick(states: Tensor) -> Tensor:
+        states = states if index is None else states[index]
+        return states if source is None else _gather(states, source)
+
+    cache = DynamicCache()
+    while rows.states:
+        keys, values = pick(rows.states.pop(0)), pick(rows.states.pop(0))
+        # Given the states themselves, `update` would copy them.
+        cache.update(keys[:, :, :0], values[:, :, :0], len(cache.layers))
+        cache.layers[-1].keys, cache.layers[-1].values = keys, values
+    return cache, mask
 
 
 def _gather(values: Tensor, source: Tensor) -> Tensor:
@@ -283,34 +312,25 @@ def _gather(values: Tensor, source: Tensor) -> Tensor:
 
 
 def _realign(parts: list[tuple[Tensor, _Rows]], ids: list[tuple[int, ...]]) -> _Rows:
-    """Rows that left at different times as one batch in the first order, padding on the left and no holes."""
-    order = torch.cat([row for row, _ in parts])
+    """Rows that left at different times as one batch in the first order, padding on the left and no holes.
+
+    The states of `parts` are used up.
+    """
     width = max(len(row_ids) for row_ids in ids)
-    parts_layers = []
-    masks = []
-    for _, part in parts:
-        # A stable sort by "is real" moves the padding and the holes to the left and keeps the tokens in order.
-        source = part.mask.int().argsort(dim=1, stable=True)[:, -width:]
-        masks.append(_pad_left(part.mask.gather(1, source), width))
-        layers = []
-        for keys, values in part.layers:
-            layers.append((_pad_left(_gather(keys, source), width, 2), _pad_left(_gather(values, source), width, 2)))
-        parts_layers.append(layers)
-    back = order.argsort()
-    layers = [
-        (torch.cat([p[i][0] for p in parts_layers])[back], torch.cat([p[i][1] for p in parts_layers])[back])
-        for i in range(len(parts_layers[0]))
-    ]
-    return _Rows(layers, torch.cat(masks)[back], ids)
-
-
-def _pad_left(values: Tensor, width: int, dim: int = 1) -> Tensor:
-    missing = width - values.shape[dim]
-    if missing <= 0:
-        return values
-    shape = list(values.shape)
-    shape[dim] = missing
-    return torch.cat([values.new_zeros(shape), values], dim=dim)
+    # A stable sort by "is real" moves the padding and the holes to the left and keeps the tokens in order.
+    sources = [part.mask.int().argsort(dim=1, stable=True)[:, -width:] for _, part in parts]
+    mask = parts[0][1].mask.new_zeros(len(ids), width)
+    for (row, part), source in zip(parts, sources, strict=True):
+        mask[:, -source.shape[1] :].index_copy_(0, row, part.mask.gather(1, source))
+    states = []
+    while parts[0][1].states:
+        first = parts[0][1].states[0]
+        whole = first.new_zeros(len(ids), first.shape[1], width, first.shape[3])
+        del first
+        for (row, part), source in zip(parts, sources, strict=True):
+            whole[:, :, -source.shape[1] :].index_copy_(0, row, _gather(part.states.pop(0), source))
+        states.append(whole)
+    return _Rows(states, mask, ids)
 
 
 @contextmanager

@@ -269,7 +269,11 @@ ROLLOUT = [
         ("cache: finished rows are fed on", "[mask, running[:, None]]", "[mask, torch.ones_like(running)[:, None]]"),
         ("cache: claims the last token", "context + sample.token_ids[:-1]", "context + sample.token_ids"),
         ("cache: left padding seen", "t >= width - len(s) for t in range(width)", "True for t in range(width)"),
-        ("cache: rows that left early change places", "back = order.argsort()", "back = order"),
+        (
+            "cache: rows that left early change places",
+            "index_copy_(0, row, _gather(",
+            "index_copy_(0, row.sort()[0], _gather(",
+        ),
         ("draw: the token below", "target, right=True)[:, 0]", "target, right=True)[:, 0].sub(1).clamp(min=0)"),
         ("top-p: leaves out the token that reaches it", "- probability >= sampling.top_p", ">= sampling.top_p"),
         ("top-k: one more", "drop[:, sampling.top_k :]", "drop[:, sampling.top_k + 1 :]"),

@@ -9,7 +9,15 @@ import tiny_chat
 import torch
 from pytest import approx
 from torch import nn
-from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from score_rl.adapters import add_adapter
 from score_rl.decode import TransformersEngine
@@ -227,11 +235,52 @@ def test_the_cache_has_the_bytes_of_the_tensors_that_sampling_leaves(family):
     session = TransformersEngine(model, frozenset(), 0).open()
     session.sample([(5, 6, 7), (5, 6, 8)], None, [1, 2], SamplingSettings(), 9)
     assert session.rows is not None
-    stored = sum(keys.nbytes + values.nbytes for keys, values in session.rows.layers)
+    stored = sum(states.nbytes for states in session.rows.states)
     tokens = 2 * (3 + 9 - 1)  # the last token was drawn and not yet read
     assert stored == tokens * memory.cache_bytes(model.config, torch.float32)
     assert memory.cache_bytes(model.config, torch.float32) == 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, ...
     assert memory.cache_bytes(model.config, torch.bfloat16) == 2 * 2 * 2 * 8 * 2
+
+
+@pytest.mark.parametrize("window", [None, 8], ids=["full attention", "sliding window"])
+@pytest.mark.parametrize(
+    ("end_ids", "bridges"),
+    [
+        pytest.param(frozenset({96}), (5,), id="all rows run to the limit"),
+        pytest.param(frozenset(range(0, 96, 8)), (5,), id="rows leave at different times"),
+        pytest.param(frozenset(range(0, 96, 8)), (1, 24, 3), id="rows with less to read give tokens back"),
+    ],
+)
+def test_a_cache_is_handed_to_the_next_attempt_a_layer_at_a_time(end_ids, bridges, window):
+    layers, rows = 16, 12
+    size = SIZE | {"num_hidden_layers": layers, "sliding_window": window}
+    model = AutoModelForCausalLM.from_config(MistralConfig(**size)).eval()
+    session = TransformersEngine(model, end_ids, 0).open()
+    contexts = [tuple(n % 96 for n in range(row, row + 90 - 3 * row)) for row in range(rows)]
+    before: list[int] = []  # the most since the last forward pass
+    after: list[int] = []
+
+    with memory.Peak([*model.parameters(), *model.buffers()]) as counted:
+
+        def forget(*_: Any) -> None:
+            after.append(counted.live)
+            counted.peak = counted.live
+
+        model.register_forward_pre_hook(lambda *_: before.append(counted.peak))
+        model.register_forward_hook(forget)
+        first = session.sample(contexts, None, list(range(rows)), SamplingSettings(), 40)
+        ended, passes = counted.peak, len(before)
+        longest = max(len(ids) for ids in session.rows.ids)
+        follow = [
+            context + sample.token_ids + (7,) * bridges[row % len(bridges)]
+            for row, (context, sample) in enumerate(zip(contexts, first, strict=True))
+        ]
+        session.sample(follow, range(rows), list(range(rows)), SamplingSettings(), 2, last=True)
+    token = rows * memory.cache_bytes(model.config, torch.float32)
+    small = 24 * rows * 96 + 2**16  # next-token distributions; ids, masks and places
+    assert max(*before[:passes], ended) < token * longest * (1 + 1 / layers) + small
+    assert before[passes] < token * longest * (1 + 1 / layers) + small
+    assert after[passes] < token * max(map(len, follow)) + small
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "adapter"])

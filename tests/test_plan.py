@@ -1,5 +1,6 @@
 """What a plan counts, against real steps, and how it is told."""
 
+import copy
 import json
 import os
 import subprocess
@@ -180,46 +181,51 @@ def test_rollouts_have_the_rows_and_tokens_that_their_parts_hold():
     token = 3 * 2 * 2 * 16 * 4
     first, _, judged = rollouts(settings, PROMPTS, config, torch.float32)
     # 20 rows are three trees of 6: 6 first attempts of 24 + 10 tokens, 18 second ones behind 24 + 10 + 5.
-    assert first == (
-        "stage1",
-        18,
-        69,
-        18 * 69 * token,
-        4 * 6 * 34 * token,
-        18 * 69 * token // 3,
-        18 * 96 * 24,
-        (3, 24),
-        0,
-    )
+    # Before the second ones a bridge of 5 is read, and the token before it, which was drawn and not read.
+    readings = ((3, 24, 0), (6, 6, 33))
+    assert first == ("stage1", 18, 69, 18 * 69 * token, 18 * 69 * token // 3, 18 * 96 * 24, readings)
     assert first.peak == 18 * 69 * token + 18 * 69 * token // 3 + 18 * 96 * 24
+    # What is cached before the third attempt is more than what the third needs, which sees the second alone.
+    three = {"branch": [1, 1, 1], "max_new_tokens": [10, 30, 2], "kind": "substage"}
+    anew = settings.model_copy(
+        update={"chat": ChatSettings(keep_attempts=1), "stages": [settings.stages[0].model_copy(update=three)]}
+    )
+    wide = rollouts(anew, PROMPTS, config, torch.float32)[0]
+    assert wide.cache == 8 * (24 + 10 + 5 + 30) * token
+    assert wide.readings == ((8, 24, 0), (8, 6, 33), (8, 24 + 30 + 5, 0))
     assert judged[:4] == ("evaluation", 7, 24 + 11 + 5 + 11, 7 * 51 * token)
-    assert judged.peak == 4 * 7 * 35 * token + 7 * 51 * token // 3 + 7 * 96 * 12
+    assert judged.peak == 7 * 51 * token + 7 * 51 * token // 3 + 7 * 96 * 12
 
 
 @pytest.mark.parametrize(
-    ("branch", "instruction", "largest"),
-    [([2, 4], "Redo.", "cache"), ([8, 1], "Redo.", "handover"), ([8, 1], "Redo it. " * 30, "reading")],
-    ids=["the cache grows", "it is handed over", "contexts are read"],
+    ("branch", "limits", "chat_options", "largest"),
+    [
+        ([2, 4], [40, 40], {}, "sampling"),
+        ([8, 1], [120, 2], {}, "reading"),
+        ([8, 1], [40, 2], {"instruction": "Redo it. " * 30}, "reading"),
+        ([4, 1, 1], [2, 60, 2], {"keep_attempts": 1, "instruction": "Redo it. " * 30}, "reading"),
+    ],
+    ids=["the cache grows", "few tokens are read behind it", "many tokens are read behind it", "it is let go"],
 )
-def test_a_real_rollout_takes_the_memory_that_is_planned(branch, instruction, largest):
+def test_a_real_rollout_takes_the_memory_that_is_planned_and_no_more(branch, limits, chat_options, largest):
     settings = settings_with("train.rollout_rows=64")
-    stage = StageSettings(kind="stage2", steps=1, branch=branch, max_new_tokens=[40, 40], problems=8)
-    chat_settings = ChatSettings(instruction=instruction)
+    stage = StageSettings(kind="substage", steps=1, branch=branch, max_new_tokens=limits, problems=8)
+    chat_settings = ChatSettings(**{"instruction": "Redo.", **chat_options})
     settings = settings.model_copy(update={"stages": [stage], "chat": chat_settings})
     policy = never_ending_policy(layers=8)
     chat = Chat(policy.tokenizer, chat_settings)
     prompt = len(chat.open("1 + 1"))
     prompts = Prompts(float(prompt), prompt, len(chat.bridges[0]), "measured")
     planned = rollouts(settings, prompts, policy.causal_lm.config, torch.float32)[0]
-    blank = blank_model(ModelSettings(dtype="float32"), policy.causal_lm.config)
-    found = {name: getattr(planned, name) + planned.growing + planned.sampling for name in ("cache", "handover")}
-    found["reading"] = planned.beside + replay_prefill(blank, *planned.reading)
+    blank = blank_model(ModelSettings(dtype="float32"), copy.deepcopy(policy.causal_lm.config))
+    found = {"sampling": planned.peak, "reading": max(replay_prefill(blank, *reading) for reading in planned.readings)}
     assert max(found, key=lambda name: found[name]) == largest
     player = Player(TransformersEngine(policy.causal_lm, chat.end_ids, 0), chat, Grader())  # type: ignore[arg-type]
-    plan = Plan(tuple(branch), (40, 40), stage.sampling, 64)
+    plan = Plan(tuple(branch), tuple(limits), stage.sampling, 64)
     with Peak([*policy.parameters(), *policy._frozen[0].parameters()]) as counted:
         player.play([Problem(f"p{n}", f"{n} + {n}", "1") for n in range(8)], plan, (0, "test"))
-    assert counted.peak == pytest.approx(max(found.values()), rel=0.25)
+    # While contexts are read, kernels on a GPU take a mask in the type of the numbers, which those here do without.
+    assert (0.8 if largest == "sampling" else 0.5) * found[largest] < counted.peak < found[largest]
 
 
 def test_without_the_hub_the_shapes_are_those_of_the_table(tmp_path):
@@ -315,8 +321,7 @@ def plan() -> RunPlan:
 
 def test_the_most_at_once_is_what_is_held_and_the_largest_of_three_that_never_meet(plan):
     assert plan.peaks == {
-        "sampling": plan.held.total
-        + max(plan.prefill + plan.largest_reading.beside, max(rollout.peak for rollout in plan.rollouts)),
+        "sampling": plan.held.total + max(plan.prefill, max(rollout.peak for rollout in plan.rollouts)),
         "update": plan.held.total + plan.update.peak,
         "optimizer step": plan.held.total + plan.held.gradients,
     }

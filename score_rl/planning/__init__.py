@@ -29,28 +29,24 @@ class Rollout(NamedTuple):
     """One rollout, as large as it gets: rows and tokens a row, and bytes by part, which are not all there at once.
 
     Attributes:
-        cache: keys and values when the last attempt ends.
-        handover: while the cache of an attempt is handed to the next one.
-        growing: the layer whose keys and values are being made longer.
+        cache: keys and values when the attempt ends that leaves most of them.
+        growing: the layer whose keys and values are being made longer, or handed to the next attempt.
         sampling: while a token is drawn for every row.
-        reading: rows and tokens of the contexts that are read at once.
-        beside: caches of the attempt before that are still there while these are read.
+        readings: rows and tokens a row that are read at once before each attempt, and tokens that are cached already.
     """
 
     name: str
     rows: int
     tokens: int
     cache: int
-    handover: int
     growing: int
     sampling: int
-    reading: tuple[int, int]
-    beside: int
+    readings: tuple[tuple[int, int, int], ...]
 
     @property
     def peak(self) -> int:
         """Most bytes at once, but for the reading of contexts."""
-        return max(self.cache, self.handover) + self.growing + self.sampling
+        return self.cache + self.growing + self.sampling
 
 
 def rollouts(settings: Settings, prompts: Prompts, config: Any, dtype: torch.dtype) -> list[Rollout]:
@@ -64,23 +60,19 @@ def rollouts(settings: Settings, prompts: Prompts, config: Any, dtype: torch.dty
         seen = contexts(limits, settings.chat, prompts.longest, prompts.bridge)
         drawn = [at_once * prod(branch[: k + 1]) for k in range(len(branch))]
         full = [number * (n + limit) for number, n, limit in zip(drawn, seen, limits, strict=True)]
-        token = memory.cache_bytes(config, dtype)
-        reading, beside = (at_once, seen[0]), 0
+        cache = memory.cache_bytes(config, dtype) * max(full)
+        readings = [(at_once, seen[0], 0)]
         for k in range(1, len(branch)):
-            goes_on = continues(settings.chat, k)
-            fresh = (drawn[k - 1], prompts.bridge + 1 if goes_on else seen[k])
-            if prod(fresh) > prod(reading):
-                reading, beside = fresh, token * full[k - 1] * (2 if goes_on else 1)
+            fresh = prompts.bridge + 1 if continues(settings.chat, k) else seen[k]
+            readings.append((drawn[k - 1], fresh, seen[k] - fresh))
         return Rollout(
             name=name,
             rows=drawn[-1],
             tokens=seen[-1] + limits[-1],
-            cache=token * full[-1],
-            handover=token * memory.COPIES * max(full[:-1], default=0),
-            growing=token * max(full) // config.get_text_config().num_hidden_layers,
+            cache=cache,
+            growing=cache // config.get_text_config().num_hidden_layers,
             sampling=drawn[-1] * config.get_text_config().vocab_size * logit,
-            reading=reading,
-            beside=beside,
+            readings=tuple(readings),
         )
 
     at_most, sampled = settings.train.rollout_rows, memory.SAMPLED_LOGIT
@@ -141,17 +133,12 @@ class RunPlan(NamedTuple):
     @property
     def peaks(self) -> dict[str, int]:
         """Most bytes while sampling, in the update and in the optimiser's step, with what is always there."""
-        sampling = max(self.prefill + self.largest_reading.beside, *(rollout.peak for rollout in self.rollouts))
+        sampling = max(self.prefill, *(rollout.peak for rollout in self.rollouts))
         return {
             "sampling": self.held.total + sampling,
             "update": self.held.total + self.update.peak,
             "optimizer step": self.held.total + self.step,
         }
-
-    @property
-    def largest_reading(self) -> Rollout:
-        """The rollout that reads most tokens at once."""
-        return max(self.rollouts, key=lambda rollout: prod(rollout.reading))
 
     @property
     def longest(self) -> int:
@@ -213,7 +200,7 @@ def make_plan(
         ),
         dtype=str(dtype).removeprefix("torch."),
         rollouts=costs,
-        prefill=memory.replay_prefill(model, *max((cost.reading for cost in costs), key=prod)),
+        prefill=max(memory.replay_prefill(model, *reading) for reading in {r for cost in costs for r in cost.readings}),
         update=update(settings, prompts, model),
         step=memory.step_bytes(model, settings.optim),
         gpu=gpu_bytes(),
@@ -256,9 +243,8 @@ def _memory_lines(plan: RunPlan) -> list[str]:
         ("reference", held.reference),
         ("always there", held.total),
         (f"sampling: cache of {largest.name}, {largest.rows} rows x {largest.tokens:,} tokens", largest.cache),
-        ("sampling: cache handed to the next attempt, in four copies", largest.handover),
-        ("sampling: the layer that grows, and next-token distributions", largest.growing + largest.sampling),
-        ("sampling: reading contexts", plan.prefill),
+        ("sampling: a layer that is made anew, and next-token distributions", largest.growing + largest.sampling),
+        ("sampling: reading contexts, with their cache", plan.prefill),
         (f"update: activations of {update.rows} rows x {update.tokens:,} tokens", update.activations),
         (f"update: the same {with_or_without} gradient_checkpointing, for comparison", update.other),
         ("update: a piece of the logits and its gradient", update.head),

@@ -24,9 +24,6 @@ from score_rl.schema import OptimSettings, StageSettings
 LINEAR_4BIT = 0.5 + (1 + 4 / 256) / 64
 """Bytes a weight in NF4: half a byte, for each 64 a scale of one byte, and for each 256 of these one in float32."""
 
-COPIES = 4
-"""Of the cache when an attempt ends and another follows: its own, as the rows left it, in order, and put together."""
-
 SAMPLED_LOGIT = 24
 """Bytes while a token is drawn, for each entry of the vocabulary: logits and log-probs in float32, probabilities and
 their running sum in float64."""
@@ -188,24 +185,33 @@ def replay_head(model: Any, stage: StageSettings, chunk: int, tokens: int) -> in
     return memory.peak
 
 
-def replay_prefill(model: Any, rows: int, width: int) -> int:
-    """Most bytes while prompts of `rows` x `width` tokens are read, without the cache that they fill."""
+def replay_prefill(model: Any, rows: int, width: int, past: int = 0) -> int:
+    """Most bytes while `rows` x `width` tokens are read, with the cache that they fill.
+
+    Args:
+        past: tokens of each row that are cached before.
+    """
     from transformers import DynamicCache
 
     base = _prepare(model, checkpointing=False)
     base.eval()
-    cache = DynamicCache()
+    text = base.config.get_text_config()
     with torch.inference_mode(), Peak(model.parameters()) as memory:
+        cached = (rows, _cached_heads(text), past, _head_size(text))
+        cache = DynamicCache()
+        for layer in range(text.num_hidden_layers if past else 0):
+            cache.update(*(torch.empty(cached, dtype=base.dtype, device="meta") for _ in range(2)), layer)
+        memory.peak = memory.live
         ids = torch.zeros(rows, width, dtype=torch.long, device="meta")
         base(
             input_ids=ids,
-            attention_mask=_mask(base, rows, width, width),
+            attention_mask=_mask(base, rows, width, past + width),
             position_ids=ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-    return memory.peak - rows * width * cache_bytes(base.config, base.dtype)
+    return memory.peak
 
 
 def cache_bytes(config: Any, dtype: torch.dtype) -> int:
@@ -214,9 +220,15 @@ def cache_bytes(config: Any, dtype: torch.dtype) -> int:
     Layers with a sliding window keep all tokens too.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(text.num_hidden_layers * 2 * heads * size * dtype.itemsize)
+    return int(text.num_hidden_layers * 2 * _cached_heads(text) * _head_size(text) * dtype.itemsize)
+
+
+def _cached_heads(text: Any) -> int:
+    return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+
+
+def _head_size(text: Any) -> int:
+    return getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
 
 
 class Held(NamedTuple):
