@@ -32,8 +32,8 @@ FLOORS = {
         "planning.costs planning"
     ),
     "edge": (
-        "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch profile "
-        "cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
+        "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "
+        "profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
         "cli.data_tools cli.grade cli.report cli "
         "__main__"
     ),
