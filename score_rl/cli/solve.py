@@ -179,14 +179,11 @@ class Asker:
 
         if repeat:
             self.console.print(Text(harmless(question, self.console.encoding), "bold"))
-        total = self.settings.eval.attempts
         with streaming(self.console) as draw:
 
             def look(written: Sequence[tuple[int, ...]]) -> list[Shown]:
                 texts = [self.chat.decode(token_ids) for token_ids in written]
-                done = [Shown(text) for text in texts[:-1]]
-                coming = [Shown(done=False)] * (total - len(texts))
-                return [*done, Shown(texts[-1], done=False), *coming]
+                return [*map(Shown, texts[:-1]), Shown(texts[-1], done=False)]
 
             episode = self._play(question, lambda written: draw(lambda: look(written)))
         self.console.print(side_by_side(self._shown(episode), self.console))
