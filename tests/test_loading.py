@@ -274,6 +274,37 @@ def test_generation_settings_add_end_tokens_and_change_no_draw(tiny_model: Path,
     assert any(sample.token_ids[-1] in (5, 6) and sample.finished for sample in stopped)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 9.0, "min_p": 0.5},
+        {"temperature": 0.6, "top_p": 0.9, "max_new_tokens": 1, "bad_words_ids": [[5], [6]]},
+    ],
+    ids=["peaked", "without do_sample, which transformers calls invalid"],
+)
+def test_a_run_on_a_model_with_generation_settings_is_the_run_without(
+    odd: dict[str, object], tiny_model: Path, tmp_path: Path
+) -> None:
+    from score_rl.settings import load
+    from score_rl.train import Trainer
+
+    shutil.copytree(tiny_model, tmp_path / "odd")
+    (tmp_path / "odd" / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **odd}))
+    stage = "steps: 2, problems: 4, branch: [2, 2], max_new_tokens: [4, 6], lr: 0.01"
+    stages = f"stages=[{{kind: stage1, {stage}}}, {{kind: stage2, {stage}}}]"
+    found = []
+    for path in (tiny_model, tmp_path / "odd"):
+        run = tmp_path / f"run of {path.name}"
+        results = Trainer(
+            load("arithmetic", [SMALL, f"model.path={path}", "eval.max_new_tokens=6", stages]), run
+        ).train()
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        steps = [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+        found.append((steps, {label: metrics["acc/t2"] for label, metrics in results.items()}))
+        assert (run / "stage2" / "model.safetensors").is_file()
+    assert found[0] == found[1]
+
+
 # ---- Code that comes with a model
 
 CONFIGURATION = """
