@@ -40,12 +40,12 @@ async function look() {
     if (shown === null) {
       frame.src = "report.html";
       shown = version;
-    } else if (version !== shown && follow.checked) {
-      frame.contentWindow.location.reload();  // keeps place and filters, as they are in the frame's address
+    } else if (version !== shown && follow.checked && document.activeElement !== frame) {
+      frame.contentWindow.location.reload();  // keeps the place, but no filter or typed word
       shown = version;
     }
-    const when = new Date().toLocaleTimeString();
-    status.textContent = version === shown ? "up to date at " + when : "there is news since the page was made";
+    const waits = follow.checked ? "news waits while you are in the page; click here to see it" : "there is news";
+    status.textContent = version === shown ? "up to date at " + new Date().toLocaleTimeString() : waits;
   } catch (error) {
     status.textContent = "the server has been stopped";
   }
