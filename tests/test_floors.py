@@ -17,12 +17,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "words": "errors registry episodes records strict chat_schema model_schema schema settings",
     "meaning": (
-        "stats resampling votes diff "
+        "stats resampling votes power diff "
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
-        "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor run "
-        "report.text report.svg report.charts report.source report.transcripts report.summary report.parts "
+        "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor "
+        "run report.text report.svg report.charts report.source report.transcripts report.summary report.parts "
         "report.verdict report.page report"
     ),
     "tensors": "batch draws objectives schedule",

@@ -5,23 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 import score_rl
-from score_rl.report import parts
+import score_rl.report.parts as parts
 from score_rl.report.source import Evaluation, Run
 from score_rl.report.summary import Summary, summarise
 from score_rl.report.text import finalize, script_json
-from score_rl.report.transcripts import Packed, pack
+from score_rl.report.transcripts import Packed, pack, share_room
 from score_rl.report.verdict import judge
+from score_rl.run import stage_plan
 
 MOST_FLAGS = 12
-RESERVED_BYTES = 60_000
-"""Room for what is on the page beside charts, tables and transcripts."""
 
 
 class Counted(NamedTuple):
@@ -31,47 +30,45 @@ class Counted(NamedTuple):
     packed: dict[tuple[str, str], Packed]
 
 
-def compose(runs: Sequence[Run], room: int) -> str:
-    """The page as HTML, with as many transcripts as fit into `room` bytes.
+def compose(runs: Sequence[Run], most_bytes: int) -> str:
+    """The page as HTML, with transcripts until it is `most_bytes` long.
 
     Raises:
         DataError: an evaluation's file cannot be read.
     """
-    counted = _count(runs, room - RESERVED_BYTES)
-    views = [_view(run, counted, f"r{place}-" if len(runs) > 1 else "") for place, run in enumerate(runs)]
-    index, episodes = _index(runs, counted)
+    counted = _count(runs, most_bytes)
     css, script = _file("report.css"), _file("diff.js") + _file("report.js")
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(css)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    return _template().render(
-        title=", ".join(run.name for run in runs),
-        policy=policy,
-        css=Markup(css),
-        script=Markup(script),
-        index=script_json(index),
-        episodes=episodes,
-        views=views,
-        five=list(parts.FIVE.values()),
-        level=2 if len(runs) == 1 else 3,
-        version=score_rl.__version__,
+    template = _template()
+    content: dict[str, Any] = {
+        "title": ", ".join(run.name for run in runs),
+        "policy": policy,
+        "css": Markup(css),
+        "script": Markup(script),
+        "views": [_view(run, counted, f"r{place}-" if len(runs) > 1 else "") for place, run in enumerate(runs)],
+        "five": list(parts.FIVE.values()),
+        "level": 2 if len(runs) == 1 else 3,
+        "version": score_rl.__version__,
         **(_compared(runs, counted) if len(runs) > 1 else {}),
-    )
+    }
+    # Its size without transcripts, but with all that is said about those left out, tells how many fit.
+    bare = template.render(**content, **_transcripts(runs, {name: p.within(0) for name, p in counted.packed.items()}))
+    room = most_bytes - len(bare.encode("utf-8")) - 100 * len(counted.packed)
+    return str(template.render(**content, **_transcripts(runs, share_room(counted.packed, room))))
 
 
 def _count(runs: Sequence[Run], room: int) -> Counted:
-    """Reads one evaluation after the other, the small ones first: what they leave of their share others can use."""
-    every = [(run.name, evaluation) for run in runs for evaluation in (*run.evaluations, *run.others)]
-    every = [item for item in every if item[1].size_bytes]
-    every.sort(key=lambda item: item[1].size_bytes)
+    """Reads one evaluation after the other, so that only one is held at a time."""
     counted = Counted({}, {})
-    for place, (name, evaluation) in enumerate(every):
-        episodes = evaluation.episodes()
-        counted.summaries[name, evaluation.name] = summarise(episodes)
-        packed = pack(episodes, evaluation.kl(), max(0, room) // (len(every) - place))
-        counted.packed[name, evaluation.name] = packed
-        room -= len(packed.data)
+    for run in runs:
+        for evaluation in (*run.evaluations, *run.others):
+            episodes = evaluation.episodes()
+            if episodes:
+                counted.summaries[run.name, evaluation.name] = summarise(episodes)
+                counted.packed[run.name, evaluation.name] = pack(episodes, evaluation.kl(), room)
     return counted
 
 
@@ -85,6 +82,7 @@ def _view(run: Run, counted: Counted, prefix: str) -> dict[str, Any]:
         "name": run.name,
         "stages": run.stages,
         "verdict": judge(run, summaries),
+        "made": _made(run),
         "table": parts.table(run.evaluations),
         "others": parts.table(run.others),
         "flows": parts.flows(run.evaluations, summaries),
@@ -102,30 +100,37 @@ def _view(run: Run, counted: Counted, prefix: str) -> dict[str, Any]:
     }
 
 
+def _made(run: Run) -> str:
+    """What was trained on what, in a line."""
+    settings = run.settings
+    steps = sum(settings.stages[index].steps for _, index in stage_plan(settings))
+    return f"Model {settings.model.path}, data {settings.data.source}, {steps:,} steps, seed {settings.seed}."
+
+
 def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _index(runs: Sequence[Run], counted: Counted) -> tuple[list[dict[str, Any]], list[str]]:
+def _transcripts(runs: Sequence[Run], packed: Mapping[tuple[str, str], Packed]) -> dict[str, Any]:
     """What the script needs to know of each evaluation, and their data, in the same order."""
     index, episodes = [], []
+    alone = len(runs) == 1
     for run in runs:
         for evaluation in (*run.evaluations, *run.others):
-            packed = counted.packed.get((run.name, evaluation.name))
-            if packed is None:
+            found = packed.get((run.name, evaluation.name))
+            if found is None:
                 continue
-            alone = len(runs) == 1
             index.append(
                 {
                     "key": evaluation.name if alone else f"{run.name}/{evaluation.name}",
                     "title": _called(evaluation) if alone else f"{run.name}: {_called(evaluation)}",
-                    "samples": packed.samples,
-                    "notes": _left_out(evaluation, packed),
+                    "samples": found.samples,
+                    "notes": _left_out(evaluation, found),
                     "chosen": bool(run is runs[0] and run.evaluations and evaluation is run.evaluations[-1]),
                 }
             )
-            episodes.append(packed.data)
-    return index, episodes
+            episodes.append(found.data)
+    return {"index": script_json(index), "episodes": episodes}
 
 
 def _called(evaluation: Evaluation) -> str:
@@ -134,7 +139,7 @@ def _called(evaluation: Evaluation) -> str:
 
 def _left_out(evaluation: Evaluation, packed: Packed) -> list[str]:
     notes = []
-    if not packed.complete:
+    if packed.episodes < packed.all_episodes:
         kept = f"{packed.episodes:,} of {packed.all_episodes:,} episodes"
         problems = f"{packed.problems:,} of {packed.all_problems:,} problems"
         notes.append(

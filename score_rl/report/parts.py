@@ -140,7 +140,7 @@ def curves(run: Run, flagged: Sequence[Flag]) -> list[Chart]:
         return line_chart(title, note, lines, Axes("step", stages=stages, flags=marked, **more))
 
     share: dict[str, Any] = {"y_format": whole_percent, "y_most": (0.0, 1.0)}
-    nats: dict[str, Any] = {"y_format": short, "y_least": (0.0, 0.0)}
+    nats: dict[str, Any] = {"y_format": short, "y_least": (0.0, 0.0), "y_most": (0.0, float("inf"))}
 
     def both(stem: str) -> list[Series]:
         return [series(f"{stem}{k}", f"attempt {k}", f"t{k}") for k in (1, 2)]

@@ -47,7 +47,7 @@
   async function unpack(place) {
     if (!loaded.has(place)) {
       const bytes = Uint8Array.from(atob(get(`episodes-${place}`).textContent), (c) => c.charCodeAt(0));
-      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+      const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate-raw'));
       const lines = (await new Response(stream).text()).split('\n');
       const problems = new Map();
       const rows = [];

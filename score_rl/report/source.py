@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from score_rl.errors import ConfigError, DataError
+from score_rl.metrics import FIELDS
 from score_rl.records import read_jsonl
 from score_rl.run import RunDirectory, stage_plan
 from score_rl.schema import Settings
-
-FIELDS = ("level", "subject", "difficulty", "type")
-"""Columns of the data by which problems can be told apart."""
 
 _NUMERALS = {"stage1": "Stage I", "stage2": "Stage II"}
 

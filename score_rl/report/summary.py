@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from score_rl.metrics import edit_ratio
 from score_rl.report.source import Played
 from score_rl.report.transcripts import HEAD_CHARACTERS
 from score_rl.stats import Interval, paired_difference
@@ -61,13 +62,6 @@ def summarise(episodes: Sequence[Played]) -> Summary:
         else:
             ratios[min(BINS - 1, int(edit_ratio(before, after) * BINS))] += 1
     return Summary(graded, dict(flow), identical, ratios, too_long, outcomes)
-
-
-def edit_ratio(before: str, after: str) -> float:
-    """Characters to insert and delete, out of the characters of both texts: 0 for equal texts, 1 for nothing kept."""
-    from rapidfuzz.distance import Indel
-
-    return float(Indel.normalized_distance(before, after))
 
 
 def change(before: Summary, after: Summary, attempt: int) -> tuple[Interval, int] | None:

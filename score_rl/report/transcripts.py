@@ -5,40 +5,98 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 from score_rl.report.source import Played, Shown
+
+Name = TypeVar("Name", bound=Hashable)
 
 HEAD_CHARACTERS, TAIL_CHARACTERS = 16_000, 4_000
 """What is kept of a longer text: its begin and its end."""
 
 _SHORT = 2_000
-_BETWEEN_LOOKS = 50
-_GZIP = 31
+_EPISODES_A_BLOCK = 50
+_RAW_DEFLATE, _END = -15, b"\x03\x00"
 
 Kl = Mapping[tuple[str, tuple[int, ...]], Sequence[Mapping[str, Any]]]
 
 
-class Packed(NamedTuple):
-    """Compressed episodes in base64, and how many of how many they are."""
+class Block(NamedTuple):
+    """Some compressed lines; each block needs those before it."""
 
-    data: str
+    data: bytes
     episodes: int
-    all_episodes: int
-    problems: int
-    all_problems: int
-    samples: int
     cut: int
 
+
+@dataclass(frozen=True)
+class Packed:
+    """Compressed episodes.
+
+    Attributes:
+        blocks: the first sample of each problem comes before the second of any.
+        all_episodes: how many the evaluation has; likewise problems, and samples of a problem.
+    """
+
+    blocks: list[Block]
+    all_episodes: int
+    all_problems: int
+    samples: int
+
     @property
-    def complete(self) -> bool:
-        """Whether every episode is in it."""
-        return self.episodes == self.all_episodes
+    def data(self) -> str:
+        """Raw deflate in base64."""
+        return base64.b64encode(b"".join(block.data for block in self.blocks) + _END).decode("ascii")
+
+    @property
+    def size_bytes(self) -> int:
+        """Of `data`."""
+        return _base64_bytes(sum(len(block.data) for block in self.blocks) + len(_END))
+
+    @property
+    def episodes(self) -> int:
+        """How many are in it."""
+        return sum(block.episodes for block in self.blocks)
+
+    @property
+    def problems(self) -> int:
+        """How many problems have an episode in it."""
+        return min(self.episodes, self.all_problems)
+
+    @property
+    def cut(self) -> int:
+        """Attempts of which only the begin and the end are in it."""
+        return sum(block.cut for block in self.blocks)
+
+    def within(self, room: int) -> Packed:
+        """As many of the blocks as make no more than `room` bytes."""
+        kept, used = 0, len(_END)
+        for block in self.blocks:
+            used += len(block.data)
+            if _base64_bytes(used) > room:
+                break
+            kept += 1
+        return replace(self, blocks=self.blocks[:kept])
+
+
+def _base64_bytes(size: int) -> int:
+    return -(-size // 3) * 4
+
+
+def share_room(packed: Mapping[Name, Packed], room: int) -> dict[Name, Packed]:
+    """Each cut to an equal share of `room` bytes; what small ones leave of theirs, large ones can use."""
+    found = {}
+    ordered = sorted(packed, key=lambda name: packed[name].size_bytes)
+    for place, name in enumerate(ordered):
+        found[name] = packed[name].within(max(0, room) // (len(ordered) - place))
+        room -= found[name].size_bytes
+    return found
 
 
 def pack(episodes: Sequence[Played], kl: Kl, room: int) -> Packed:
-    """The episodes that fit into `room` bytes of base64: first the first sample of each problem, then the second, ...
+    """Episodes, as many as fit into `room` bytes: first the first sample of each problem, then the second, ...
 
     A line is `[problem, sample, attempts]`, both counted from 0, and has the problem's own `[id, question, gold,
     fields]` behind them where the problem is there for the first time. An attempt is `[text, answer, correct, note,
@@ -52,29 +110,20 @@ def pack(episodes: Sequence[Played], kl: Kl, room: int) -> Packed:
         sample = seen[episode.problem] = seen.get(episode.problem, -1) + 1
         queue.append((sample, place, episode))
     queue.sort(key=lambda item: item[:2])
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, _GZIP)
-    parts, used, kept, cut = [], 0, 0, 0
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
+    blocks: list[Block] = []
     told: set[int] = set()
-    for begin in range(0, len(queue), _BETWEEN_LOOKS):
-        block = queue[begin : begin + _BETWEEN_LOOKS]
-        lines = [_line(sample, place, episode, told, kl) for sample, place, episode in block]
-        trial = squeeze.copy()
-        part = trial.compress("".join(lines).encode("ascii")) + trial.flush(zlib.Z_SYNC_FLUSH)
-        if (used + len(part)) * 4 / 3 > room:
+    used = 0
+    for begin in range(0, len(queue), _EPISODES_A_BLOCK):
+        some = queue[begin : begin + _EPISODES_A_BLOCK]
+        lines = [_line(sample, place, episode, told, kl) for sample, place, episode in some]
+        data = squeeze.compress("".join(lines).encode("ascii")) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+        cut = sum(_is_long(attempt.text) for _, _, episode in some for attempt in episode.attempts)
+        used += len(data)
+        if _base64_bytes(used) > room:
             break
-        squeeze, used, kept = trial, used + len(part), kept + len(block)
-        parts.append(part)
-        cut += sum(_is_long(a.text) for _, _, episode in block for a in episode.attempts)
-    parts.append(squeeze.flush())
-    return Packed(
-        base64.b64encode(b"".join(parts)).decode("ascii"),
-        kept,
-        len(queue),
-        len({place for _, place, _ in queue[:kept]}),
-        len(places),
-        max(seen.values(), default=-1) + 1,
-        cut,
-    )
+        blocks.append(Block(data, len(some), cut))
+    return Packed(blocks, len(queue), len(places), max(seen.values(), default=-1) + 1)
 
 
 def _line(sample: int, place: int, episode: Played, told: set[int], kl: Kl) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import floor, log10, sqrt
 from typing import Any
 
+from score_rl.power import problems_for
 from score_rl.report.source import Evaluation, Run
 from score_rl.report.summary import Summary, change
 from score_rl.report.text import number, percent
+from score_rl.run import stage_plan
+from score_rl.stats import Z95
 
 NEGLIGIBLE = 0.01
 """A gain that the interval keeps below this is called none."""
@@ -64,17 +68,23 @@ def _claim(evaluation: Evaluation) -> tuple[str, str, str]:
             "It does not self-correct",
             f"{right}; any gain is below {percent(NEGLIGIBLE)} points ({interval}).",
         )
-    return (
-        "unsure",
-        "Can't tell whether it self-corrects",
-        f"{right}, but the interval of the difference holds 0 ({interval}).",
-    )
+    needed = _needed(delta, high - low, number(metrics, "problems"))
+    return "unsure", "Can't tell whether it self-corrects", f"{right}, and the {interval} holds 0{needed}."
+
+
+def _needed(delta: float, width: float, problems: float | None) -> str:
+    """How many problems would settle it if the difference were as measured."""
+    if not delta or not problems:
+        return ""
+    number_of = problems_for(delta, width / (2 * Z95) * sqrt(problems))
+    rounded = round(number_of, 1 - floor(log10(number_of)))
+    return f"; to tell a difference of {percent(abs(delta))} points takes about {rounded:,} problems"
 
 
 def _progress(run: Run) -> list[str]:
     if run.finished:
         return []
-    total = sum(run.settings.stages[k % len(run.settings.stages)].steps for k in range(len(run.stages)))
+    total = sum(run.settings.stages[index].steps for _, index in stage_plan(run.settings))
     done = max((int(number(row, "step") or 0) for row in run.steps), default=0)
     return [f"The run has not finished: step {done} of {total}. Numbers are those so far."]
 
