@@ -38,6 +38,7 @@ def trained(run: RunDirectory, steps: int) -> None:
 def tab(run: RunDirectory) -> Iterator[tuple[Any, str, list[str]]]:
     """A browser's tab, the page's address, and what the browser complained of so far."""
     sync = pytest.importorskip("playwright.sync_api", reason="pip install 'score-rl[dev]'")
+    sync.expect.set_options(timeout=30_000)
     server = LiveServer(LivePage(lambda: render([run.path]), [run.path], seconds=0, share=0), 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -87,7 +88,7 @@ def test_the_page_follows_the_run_and_waits_while_somebody_reads(
 
     report.locator("body").click(position={"x": 5, "y": 5})
     trained(run, 3)
-    expect(status).to_contain_text("news waits while you are in the page", timeout=20_000)
+    expect(status).to_contain_text("news waits while you are in the page")
     assert marked(page)
     with page.expect_event("framenavigated"):
         status.click()
@@ -96,6 +97,6 @@ def test_the_page_follows_the_run_and_waits_while_somebody_reads(
     page.uncheck("#follow")
     mark(page)
     trained(run, 3)
-    expect(status).to_have_text("there is news", timeout=20_000)
+    expect(status).to_have_text("there is news")
     assert marked(page)
     assert complaints == []
