@@ -321,7 +321,7 @@ class LogSettings(Schema):
     ] = Field(default_factory=list)
     """Any of `tensorboard`, `wandb` and `trackio`; each is an extra of its name."""
     project: str | None = None
-    """Of `wandb` and `trackio`; when null what their environment variables say, or `score`."""
+    """Of `wandb` and `trackio`; `score` when null, for wandb after what WANDB_PROJECT says."""
     every: Positive = 1
     """Steps from one that is logged there to the next; those with a validation always are."""
 

@@ -114,7 +114,7 @@ class Trackio:
         import trackio
 
         self._library = trackio
-        project = settings.log.project or os.environ.get("TRACKIO_PROJECT", DEFAULT_PROJECT)
+        project = settings.log.project or DEFAULT_PROJECT
         with redirect_stdout(sys.stderr):  # it prints, and standard output carries results alone
             config = settings.model_dump(mode="json")
             self._run = trackio.init(project=project, name=identity, config=config, resume="allow", embed=False)
@@ -161,9 +161,9 @@ def check_installed(settings: LogSettings) -> None:
 class Trackers:
     """The trackers of a run; one that fails is left out from then on, with a warning, and training goes on.
 
-    `RUN/trackers.json` holds the run's name with the services and what each has been shown, so that a run which goes
-    on does so in the same place. It is written before a step is shown: a step that a kill interrupts is missing
-    there at worst, and never there twice.
+    `RUN/trackers.json` holds the run's name with the services and what each has been given, so that a run which goes
+    on does so in the same place. It is written before a step is shown: what a killed service had not yet stored is
+    missing there at worst, and nothing is there twice.
     """
 
     def __init__(self, settings: Settings, run: RunDirectory, say: Callable[[str], None]) -> None:
