@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -22,8 +21,15 @@ SAMPLED_PLACES, PLACE_BYTES = 16, 2**16
 
 def to_row(episode: Episode) -> dict[str, Any]:
     """A line of an evaluation's episodes; contexts and the engine's log-probs, which follow from it, are left empty."""
-    short = [dataclasses.replace(a, context_ids=(), engine_logprobs=()) for a in episode.attempts]
-    return dataclasses.replace(episode, attempts=tuple(short)).to_json()
+    # As `Episode.to_json`, whose general way takes ten times as long over the token ids.
+    return {
+        "problem": vars(episode.problem),
+        "attempts": [
+            vars(a) | {"context_ids": [], "engine_logprobs": [], "grade": a.grade and vars(a.grade)}
+            for a in episode.attempts
+        ],
+        "path": episode.path,
+    }
 
 
 def episodes_path(path: Path) -> Path:

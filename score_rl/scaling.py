@@ -7,7 +7,7 @@ from functools import cache
 from itertools import combinations
 from math import comb
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from score_rl.episodes import Episode
 from score_rl.metrics import Metrics, put, share
@@ -40,13 +40,14 @@ def scaling(episodes: Sequence[Episode], samples: int) -> Metrics:
     if not problems:
         return metrics
     attempts = len(episodes[0].attempts)
+    votes = {k: Votes(problems, k) for k in range(1, attempts + 1)}
     if samples > 1:
         for k in range(1, attempts + 1):
             for n in doublings(samples):
-                _put(metrics, f"pass/t{k}@{n}", [_pass(group, k, n) for group in problems])
-                _put(metrics, f"maj/t{k}@{n}", [_majority(group, k, n) for group in problems])
+                _put(metrics, f"pass/t{k}@{n}", votes[k].any_right(n))
+                _put(metrics, f"maj/t{k}@{n}", votes[k].most_right(n))
     if attempts > 1:
-        metrics |= _compare(problems, samples, attempts)
+        metrics |= _compare(problems, samples, votes)
     return metrics
 
 
@@ -63,61 +64,95 @@ def _put(metrics: Metrics, key: str, values: Sequence[float]) -> None:
     put(metrics, key, share([[value] for value in values]))
 
 
-def _pass(group: list[Episode], attempt: int, n: int) -> float:
-    return pass_at_k(sum(e.attempts[attempt - 1].correct for e in group), len(group), n)
+class Votes:
+    """What the samples of each problem answer at one attempt."""
+
+    def __init__(self, problems: Problems, attempt: int) -> None:
+        grades = [[e.attempts[attempt - 1].grade for e in group] for group in problems]
+        self.answers = [[grade.answer for grade in group if grade is not None] for group in grades]
+        self.correct = [[grade.correct for grade in group if grade is not None] for group in grades]
+        self._majorities: dict[int, list[float]] = {}
+
+    def any_right(self, n: int) -> list[float]:
+        """Chance, by problem, that one of n samples or more is right."""
+        return [pass_at_k(sum(correct), len(correct), n) for correct in self.correct]
+
+    def most_right(self, n: int) -> list[float]:
+        """Chance, by problem, that the most frequent answer of n samples is right."""
+        if n not in self._majorities:
+            pairs = zip(self.answers, self.correct, strict=True)
+            self._majorities[n] = [majority(answers, correct, n) for answers, correct in pairs]
+        return self._majorities[n]
 
 
-def _majority(group: list[Episode], attempt: int, n: int) -> float:
-    return majority([_answer(e, attempt) for e in group], [e.attempts[attempt - 1].correct for e in group], n)
-
-
-def _answer(episode: Episode, attempt: int) -> str | None:
-    grade = episode.attempts[attempt - 1].grade
-    return None if grade is None else grade.answer
-
-
-def _compare(problems: Problems, samples: int, attempts: int) -> Metrics:
+def _compare(problems: Problems, samples: int, votes: dict[int, Votes]) -> Metrics:
     """The three ways to spend n attempts a problem, at every n that a way can spend."""
     metrics: Metrics = {}
+    attempts = len(votes)
     first = fmean(e.attempts[0].length for group in problems for e in group)
     chain = fmean(sum(a.length for a in e.attempts) for group in problems for e in group)
     chains = doublings(samples)
     beside = {c * attempts for c in chains if c * attempts <= samples}  # so that each n can be compared
     for n in sorted({*chains, *beside}):
-        _put(metrics, f"scaling/parallel@{n}", [_majority(group, 1, n) for group in problems])
+        _put(metrics, f"scaling/parallel@{n}", votes[1].most_right(n))
         metrics[f"scaling/parallel@{n}.tokens"] = n * first
+    counted = count_answers(problems)
     for c in chains:
         n = c * attempts
-        _put(metrics, f"scaling/sequential@{n}", [_majority(group, attempts, c) for group in problems])
-        _put(metrics, f"scaling/mixed@{n}", majority_of_chains(problems, c))
+        _put(metrics, f"scaling/sequential@{n}", votes[attempts].most_right(c))
+        _put(metrics, f"scaling/mixed@{n}", majority_of_chains(counted, c))
         metrics[f"scaling/sequential@{n}.tokens"] = metrics[f"scaling/mixed@{n}.tokens"] = c * chain
     return metrics
 
 
-def majority_of_chains(problems: Problems, chains: int) -> list[float]:
-    """Chance, by problem, that the most frequent answer of all attempts of some of its episodes is right.
+class Counted(NamedTuple):
+    """How often each episode of a problem gives each of its answers, and how often rightly, [P, samples, answers]."""
 
-    As `votes.majority`, except that whole episodes are drawn: over all selections of `chains` episodes, or over
-    `MAX_SELECTIONS` drawn ones where there are more.
+    votes: NDArray[np.float64]
+    right: NDArray[np.float64]
+
+
+def count_answers(problems: Problems) -> Counted:
+    """The answers of all attempts, by problem and episode.
 
     Args:
         problems: each with equally many episodes.
     """
     import numpy as np
 
-    selected = _selections(len(problems[0]), chains)
-    counted = [_count(group) for group in problems]
-    width = max(votes.shape[1] for votes, _ in counted)
-    step = max(1, CELLS // (len(selected) * max(1, width)))
+    given: list[tuple[int, int, int, bool]] = []
+    width = 1
+    for number, group in enumerate(problems):
+        columns: dict[str, int] = {}
+        for sample, episode in enumerate(group):
+            for attempt in episode.attempts:
+                if attempt.grade is not None and attempt.grade.answer is not None:
+                    column = columns.setdefault(attempt.grade.answer, len(columns))
+                    given.append((number, sample, column, attempt.grade.correct))
+        width = max(width, len(columns))
+    shape = (len(problems), len(problems[0]), width)
+    places = np.array(given, int).reshape(-1, 4).T
+    flat = np.ravel_multi_index((places[0], places[1], places[2]), shape)
+    size = len(problems) * len(problems[0]) * width
+    votes, right = np.bincount(flat, minlength=size), np.bincount(flat, places[3], minlength=size)
+    return Counted(votes.reshape(shape).astype(float), right.reshape(shape).astype(float))
+
+
+def majority_of_chains(counted: Counted, chains: int) -> list[float]:
+    """Chance, by problem, that the most frequent answer of all attempts of some of its episodes is right.
+
+    As `votes.majority`, except that whole episodes are drawn: over all selections of `chains` episodes, or over
+    `MAX_SELECTIONS` drawn ones where there are more.
+    """
+    import numpy as np
+
+    problems, samples, width = counted.votes.shape
+    selected = _selections(samples, chains)
+    step = max(1, CELLS // (len(selected) * width))
     found: list[float] = []
-    for start in range(0, len(counted), step):
-        part = counted[start : start + step]
-        votes, right = (
-            np.stack([np.pad(pair[i], ((0, 0), (0, width - pair[i].shape[1]))) for pair in part]) for i in (0, 1)
-        )
-        votes, right = selected @ votes, selected @ right
-        most = votes.max(axis=2, keepdims=True, initial=0)
-        won = (votes == most) & (votes > 0)
+    for start in range(0, problems, step):
+        votes, right = (selected @ numbers[start : start + step] for numbers in counted)
+        won = (votes == votes.max(axis=2, keepdims=True)) & (votes > 0)
         chance = np.where(won, right / np.maximum(votes, 1), 0).sum(axis=2) / np.maximum(won.sum(axis=2), 1)
         found += chance.mean(axis=1).tolist()
     return found
@@ -137,21 +172,3 @@ def _selections(samples: int, chains: int) -> NDArray[np.float64]:
     for row, places in zip(selected, taken, strict=True):
         row[list(places)] = 1
     return selected
-
-
-def _count(group: list[Episode]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How often each episode gives each answer, and how often rightly -> [samples, answers] each."""
-    import numpy as np
-
-    column: dict[str, int] = {}
-    given = [
-        (row, column.setdefault(answer, len(column)), attempt.correct)
-        for row, episode in enumerate(group)
-        for attempt in episode.attempts
-        if attempt.grade is not None and (answer := attempt.grade.answer) is not None
-    ]
-    votes, right = np.zeros((len(group), len(column))), np.zeros((len(group), len(column)))
-    for row, place, correct in given:
-        votes[row, place] += 1
-        right[row, place] += correct
-    return votes, right

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from score_rl import scaling as module
 from score_rl.episodes import Episode, Problem
-from score_rl.scaling import majority_of_chains, scaling
+from score_rl.scaling import count_answers, majority_of_chains, scaling
 
 ANSWERS = {"4": True, "5": False, "6": False, None: False}
 
@@ -93,14 +93,14 @@ def test_a_problem_of_which_a_sample_could_not_be_graded_is_left_out():
 def test_the_same_answer_graded_both_ways_is_right_as_often_as_it_was_called_so():
     # As a grader that reads the whole text may do.
     made = [Episode(Problem("p", "q", "a"), (attempt(mark, answer="4"),) * 2, (j, 0)) for j, mark in enumerate("rrw")]
-    assert majority_of_chains([made], 3) == pytest.approx([2 / 3])
+    assert majority_of_chains(count_answers([made]), 3) == pytest.approx([2 / 3])
 
 
-def test_where_selections_are_many_drawn_ones_come_near_to_all(monkeypatch):
+def test_where_selections_are_many_drawn_ones_come_near_to_all():
     rng = np.random.default_rng(0)
     names = list(ANSWERS)
     chains = [[names[i] for i in rng.choice(4, size=2, p=(0.45, 0.35, 0.1, 0.1))] for _ in range(12)]
-    made = [group(*chains)]
+    made = count_answers([group(*chains)])
     drawn = majority_of_chains(made, 4)  # of 495 all, of 924 drawn
     assert drawn == pytest.approx([brute(chains, 4, slice(2))])
     # 500 draws of a number in [0, 1]: a standard error of 0.022 at most.
@@ -110,7 +110,7 @@ def test_where_selections_are_many_drawn_ones_come_near_to_all(monkeypatch):
 def test_votes_are_the_same_however_many_problems_are_counted_at_once(monkeypatch):
     rng = np.random.default_rng(1)
     names = list(ANSWERS)
-    made = [group(*[[names[i] for i in rng.choice(4, size=2)] for _ in range(4)], problem=f"p{n}") for n in range(9)]
+    made = count_answers([group(*[[names[i] for i in rng.choice(4, size=2)] for _ in range(4)]) for _ in range(9)])
     expected = majority_of_chains(made, 2)
     monkeypatch.setattr(module, "CELLS", 1)
     assert majority_of_chains(made, 2) == expected
