@@ -23,7 +23,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.lock = threading.Lock()
-        self.inside = self.most = 0
+        self.inside = self.most = self.listed = 0
 
     @property
     def url(self) -> str:
@@ -34,6 +34,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        self.server.listed += 1
         self._send(*self.server.models)
 
     def do_POST(self) -> None:

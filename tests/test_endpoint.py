@@ -113,11 +113,13 @@ def test_a_tree_shares_the_attempts_of_its_trunk():
 
 
 def test_stored_first_attempts_are_corrected_and_not_asked_for():
-    stored = [Attempt((), (5,), "1", True, grade=Grade(True, 1.0, "1"))]
+    grade = Grade(True, 1.0, "1", "given")
+    stored = [Attempt((), (5,), "1", True, grade=grade)]
     with serving(echo) as server:
         episodes = player(server).play(PROBLEMS[:2], GREEDY, (0, "evaluate"), first_attempts=[stored, None])
     assert [[a.text for a in e.attempts] for e in episodes] == [["1", "1"], ["1", "2"]]
     assert [[a.sampled for a in e.attempts] for e in episodes] == [[False, True], [True, True]]
+    assert episodes[0].attempts[0].grade == grade
     assert len(server.asked) == 3
 
 
@@ -235,6 +237,7 @@ def test_the_key_comes_from_the_environment_and_stands_in_no_message(monkeypatch
 def test_a_server_that_is_not_there_is_missed_at_once_and_one_without_a_list_of_models_is_not():
     with serving(echo, (500, "no cache directory")) as server:
         player(server).check()
+        assert server.listed == 1
         gone = player(server)
     with pytest.raises(EndpointError, match=r"/v1: no server there \(.*\); start it, or correct the URL"):
         gone.check()
