@@ -272,7 +272,7 @@ ROLLOUT = [
         (
             "cache: rows that left early change places",
             "index_copy_(0, row, _gather(",
-            "index_copy_(0, row.sort()[0], _gather(",
+            "index_copy_(0, row.flip(0), _gather(",
         ),
         ("draw: the token below", "target, right=True)[:, 0]", "target, right=True)[:, 0].sub(1).clamp(min=0)"),
         ("top-p: leaves out the token that reaches it", "- probability >= sampling.top_p", ">= sampling.top_p"),
