@@ -489,7 +489,8 @@
     document.addEventListener('keydown', onKey);
     get('help').addEventListener('click', () => get('keys').showModal());
     get('close').addEventListener('click', () => get('keys').close());
-    if (!index.length) return;
+    if (!index.length || !('DecompressionStream' in window)) return;
+    get('unread').hidden = true;
     get('reader').hidden = false;
     index.forEach((evaluation, place) => get('evaluation').append(new Option(plain(evaluation.title).map((node) => node.textContent).join(''), String(place))));
     get('evaluation').addEventListener('change', (event) => choose(Number(event.target.value), state.shown[state.at]));
