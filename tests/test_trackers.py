@@ -17,6 +17,7 @@ import pytest
 from graded import episodes
 
 from score_rl.errors import ConfigError, MissingExtra
+from score_rl.report import render
 from score_rl.run import RunDirectory
 from score_rl.schema import LogSettings
 from score_rl.settings import load
@@ -209,8 +210,9 @@ def test_training_is_the_same_with_and_without_trackers_and_standard_output_stay
     assert set(json.loads(logged.printed[1])) == {"run", "seconds", "base", "stage1", "stage2"}
 
 
-def test_the_run_leaves_a_report_and_its_settings_are_those_it_ended_with(logged: Logged) -> None:
-    assert "<html" in (logged.run / "report.html").read_text()
+def test_the_run_leaves_its_report_and_the_settings_it_ended_with(logged: Logged) -> None:
+    assert (logged.run / "report.html").read_text() == render([logged.run])
+    assert f"to look at: {logged.run / 'report.html'}" in logged.said[1]
     assert RunDirectory(logged.run).load_settings().log == LogSettings(
         to=["tensorboard", "wandb", "trackio"], project="score"
     )

@@ -234,3 +234,20 @@ def test_a_finished_evaluation_is_on_the_page(run: RunDirectory, tiny_run: Path)
     assert text == render([run.path])
     accuracy = json.loads((run.eval / "base.json").read_text())["acc/t1"]
     assert f"{100 * accuracy:.1f}" in text
+
+
+def test_a_report_that_cannot_be_written_is_a_warning_and_costs_nothing_else(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from score_rl.tracking import Screen
+    from score_rl.train import Trainer
+
+    stage = "{kind: stage1, steps: 1, problems: 2, branch: [2, 2], max_new_tokens: [6, 6]}"
+    small = [f"model.path={tiny_model}", "data.options={digits: 4, train: 8, validation: 4, test: 4}"]
+    settings = load("arithmetic", [*small, "eval.max_new_tokens=6", f"stages=[{stage}]"])
+    RunDirectory(tmp_path).begin(settings, fresh=False)
+    (tmp_path / "report.html").mkdir()
+    assert set(Trainer(settings, tmp_path, screen=Screen()).train()) == {"base", "stage1"}
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "report.html" in line]
+    assert len(warnings) == 2  # before the stage and at the end
+    assert warnings[0].startswith(f"warning: {tmp_path / 'report.html'}: not written: ")

@@ -96,8 +96,8 @@ def train(
     seconds = round(time.monotonic() - begun, 1)
     if as_json:
         print(json.dumps({"run": str(path), "seconds": seconds, **results}))
-        return
-    print_table(f"{settings.name}, seed {settings.seed}, {seconds:.0f} s", results)
+    else:
+        print_table(f"{settings.name}, seed {settings.seed}, {seconds:.0f} s", results)
     screen.say(f"models, metrics and transcripts are in {path}; to look at: {path / 'report.html'}")
 
 
