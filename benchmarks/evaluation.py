@@ -1,7 +1,7 @@
 """How long the statistics of a large evaluation take: `python benchmarks/evaluation.py`.
 
-Makes episodes (10,000 problems, 8 samples, 2 attempts unless told otherwise), writes them as `score eval` does, and times
-reading them, each part of the statistics and the report, on one core.
+Makes episodes (10,000 problems, 8 samples, 2 attempts unless told otherwise), writes them as `score eval` does, and
+times the reading, each part of the statistics and the report, on one core.
 """
 
 import argparse

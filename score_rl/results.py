@@ -71,16 +71,21 @@ def identity(
     Args:
         weights: `fingerprint` of the model, or what else says which one it is.
         first_attempts: the file that attempt 1 is taken from, if it is.
+
+    Raises:
+        DataError: that file cannot be read.
     """
     asked = json.dumps([[p.id, p.question, p.answer] for p in problems])
     told = settings.model_dump(mode="json", include={"seed", "model", "data", "chat", "reward", "eval"})
-    fixed = None if first_attempts is None else hashlib.sha256(first_attempts.read_bytes()).hexdigest()[:16]
-    return {
-        **told,
-        "weights": weights,
-        "problems": hashlib.sha256(asked.encode()).hexdigest()[:16],
-        "first_attempts": fixed,
-    }
+    try:
+        fixed = None if first_attempts is None else _digest(first_attempts.read_bytes())
+    except OSError as error:
+        raise DataError(f"--first-attempts {first_attempts}: cannot be read ({error.strerror})") from error
+    return {**told, "weights": weights, "problems": _digest(asked.encode()), "first_attempts": fixed}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def fingerprint(directory: Path) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 LINE_SECONDS = 10.0
 """Without a terminal, at most one line of progress in this time."""
@@ -71,7 +72,8 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float | int | st
     if attempts > 1:
         shown |= {f"delta/t1_{last}": f"delta(t1,{last})", "delta/i_c": "i->c", "delta/c_i": "c->i"}
         shown |= {f"unchanged/{last}": f"unchanged@{last}"}
-    table = Table(title=title, caption=_caption(first))
+    told = [line for label, metrics in results.items() for line in _lines(label if len(results) > 1 else "", metrics)]
+    table = Table(title=title, caption=Text("\n".join([_caption(first), *told])))
     table.add_column("")
     for name in shown.values():
         table.add_column(name, justify="right")
@@ -87,15 +89,53 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float | int | st
 def attempts_table(title: str, metrics: Mapping[str, float | int | str]) -> Table:
     """One evaluation with many attempts, in percent, a row for each attempt."""
     changes = f"attempt 1 to 2: i->c {_cell(metrics, 'delta/i_c')}, c->i {_cell(metrics, 'delta/c_i')}"
-    table = Table(title=title, caption=f"{_caption(metrics)}; {changes}")
-    for name in ("attempt", "accuracy", "delta from t1", "unchanged", "McNemar p"):
+    table = Table(title=title, caption=Text("\n".join([_caption(metrics), changes, *_lines("", metrics)])))
+    tested = "mcnemar_p/t1_t2" in metrics  # which an evaluation with several samples has not
+    for name in ("attempt", "accuracy", "delta from t1", "unchanged", *(["McNemar p"] if tested else [])):
         table.add_column(name, justify="right")
     table.add_row("t1", _cell(metrics, "acc/t1"))
     for k in range(2, count_attempts(metrics) + 1):
         cells = [_cell(metrics, key) for key in (f"acc/t{k}", f"delta/t1_t{k}", f"unchanged/t{k}")]
-        p = metrics.get(f"mcnemar_p/t1_t{k}")  # which an evaluation with several samples has not
-        table.add_row(f"t{k}", *cells, "" if p is None else f"{p:.2g}")
+        table.add_row(f"t{k}", *cells, *([f"{metrics[f'mcnemar_p/t1_t{k}']:.2g}"] if tested else []))
     return table
+
+
+def groups_table(metrics: Mapping[str, float | int | str]) -> Table | None:
+    """Accuracies by level, subject and so on, in percent; None where the data has no such column."""
+    groups = [key.removeprefix("by/").removesuffix("/problems") for key in metrics if key.startswith("by/")]
+    groups = [group for group in groups if f"by/{group}/problems" in metrics]
+    if not groups:
+        return None
+    keys = [key for key in ("acc/t1", "acc/t2", "delta/t1_t2") if f"by/{groups[0]}/{key}" in metrics]
+    table = Table()
+    for name in ("", "problems", *(key.replace("acc/", "acc@").replace("/t1_t2", "(t1,t2)") for key in keys)):
+        table.add_column(name, justify="right" if name else "left")
+    for group in groups:
+        cells = [_cell(metrics, f"by/{group}/{key}") for key in keys]
+        table.add_row(Text(group), str(metrics[f"by/{group}/problems"]), *cells)
+    return table
+
+
+def _lines(label: str, metrics: Mapping[str, float | int | str]) -> list[str]:
+    """What else an evaluation says, in a line each."""
+    start = f"{label}: " if label else ""
+    told = {"rate/fix": "of wrong first attempts {} fixed", "rate/break": "of right ones {} broken"}
+    rates = [text.format(_cell(metrics, key)) for key, text in told.items() if key in metrics]
+    lines = [start + ", ".join(rates)] if rates else []
+    samples = max((int(key.rpartition("@")[2]) for key in metrics if _is_value(key, "maj/t1@")), default=1)
+    for k in range(1, count_attempts(metrics) + 1) if samples > 1 else ():
+        votes = [f"{way}@{samples} {_cell(metrics, f'{way}/t{k}@{samples}')}" for way in ("pass", "maj")]
+        lines.append(f"{start}t{k} {', '.join(votes)}")
+    both = [int(key.rpartition("@")[2]) for key in metrics if _is_value(key, "scaling/sequential@")]
+    n = max((n for n in both if f"scaling/parallel@{n}" in metrics), default=None)
+    if n is not None:
+        ways = [f"{way} {_cell(metrics, f'scaling/{way}@{n}')}" for way in ("parallel", "sequential", "mixed")]
+        lines.append(f"{start}majority of {n} attempts: {', '.join(ways)}")
+    return lines
+
+
+def _is_value(key: str, start: str) -> bool:
+    return key.startswith(start) and "." not in key
 
 
 def count_attempts(metrics: Mapping[str, float | int | str]) -> int:
@@ -104,10 +144,13 @@ def count_attempts(metrics: Mapping[str, float | int | str]) -> int:
 
 
 def _caption(metrics: Mapping[str, float | int | str]) -> str:
-    return f"{metrics['problems']} problems ({metrics['split']} split), percent [95% interval]"
+    samples = int(metrics.get("samples", 1))
+    drawn = f", {samples} samples each" if samples > 1 else ""
+    fixed = f", first attempts of {metrics['first_attempts']}" if "first_attempts" in metrics else ""
+    return f"{metrics['problems']} problems ({metrics['split']} split){drawn}{fixed}, percent [95% interval]"
 
 
 def _cell(metrics: Mapping[str, float | int | str], key: str) -> str:
     value, low, high = (100 * float(metrics[k]) for k in (key, f"{key}.low", f"{key}.high"))
-    sign = "+" if key.startswith("delta/t1") else ""
+    sign = "+" if "delta/t1" in key else ""
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"

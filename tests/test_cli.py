@@ -226,6 +226,18 @@ def test_training_refuses_the_directory_of_a_run_with_other_settings(score, tiny
         (["eval", "MODEL", "--stage", "base"], "is no run (no config.yaml in it)"),
         (["eval", "RUN", "eval.problem=3"], "unknown key eval.problem; did you mean eval.problems?"),
         (["eval", "MODEL", "--recipe", "gone"], "gone: no such recipe"),
+        (["eval", "MODEL", "--samples", "2"], "eval: samples=2 with sampling.temperature=0 draws every sample alike"),
+        (["eval", "MODEL", "--top-p", "2"], "eval.sampling.top_p=2.0: Input should be less than or equal to 1"),
+        (["eval", "MODEL", "--data", "gone"], "data.source=gone: neither a directory"),
+        (["eval", "MODEL", "--kl"], "--kl: writes a file beside the metrics; say where with -o"),
+        (
+            ["eval", "MODEL", "--kl", "-o", "a.json"],
+            "has no reference; give a run with a finished stage, or an adapter",
+        ),
+        (["eval", "RUN", "--kl", "--stage", "base"], "--kl: the base model is the reference itself; give a run with"),
+        (["eval", "MODEL", "--first-attempts", "gone.jsonl"], "gone.jsonl: cannot be read (No such file"),
+        (["eval", "MODEL", "--first-attempts", "gone.jsonl", "-o", "a.json"], "gone.jsonl: cannot be read (No such"),
+        (["eval", "MODEL", "--attempts", "1", "--first-attempts", "gone.jsonl"], "eval.attempts=1 corrects nothing"),
         (["solve", "gone", "1 - 1"], "model.path=gone: no such directory"),
     ],
 )

@@ -1,5 +1,5 @@
 import pytest
-from graded import episodes
+from graded import episode, episodes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,3 +19,15 @@ def test_delta_is_i_c_minus_c_i_exactly(marks):
         assert metrics["delta/t1_t2"] == counts[0] / total
         assert metrics["delta/t1_t2"] == pytest.approx(metrics["acc/t2"] - metrics["acc/t1"], abs=1e-15)
         assert metrics["delta/t1_t2"] == pytest.approx(metrics["delta/i_c"] - metrics["delta/c_i"], abs=1e-15)
+
+
+@given(words, st.integers(2, 4))
+def test_delta_is_i_c_minus_c_i_exactly_over_all_samples_too(marks, samples):
+    made = [episode(word, problem=f"p{i // samples}", path=(i % samples, 0)) for i, word in enumerate(marks)]
+    metrics, total = self_correction(made), len(marks)
+    counts = [round(metrics[key] * total) for key in ("delta/t1_t2", "delta/i_c", "delta/c_i")]
+    assert counts[0] == counts[1] - counts[2] == sum(m[1] == "r" for m in marks) - sum(m[0] == "r" for m in marks)
+    assert metrics["delta/t1_t2"] == counts[0] / total
+    wrong = sum(word[0] == "w" for word in marks)
+    for key, value in (("rate/fix", wrong and counts[1] / wrong), ("rate/break", counts[2] / max(1, total - wrong))):
+        assert metrics.get(key, 0) == pytest.approx(value, abs=1e-15)

@@ -179,6 +179,18 @@ def test_each_attempt_draws_from_a_key_of_purpose_place_and_path():
     assert [call["keys"] for call in engine.calls] == [first, second]
 
 
+@pytest.mark.parametrize("rows", [4, 512])
+def test_a_list_may_be_played_in_calls_that_know_where_they_begin(rows):
+    whole = real_player().play(PROBLEMS, plan(2, 2, rows=rows), ("test",))
+    given = [e.attempts[0] for e in whole[12:16:2]]
+    parts = [
+        real_player().play(PROBLEMS[first:last], plan(2, 2, rows=rows), ("test",), first=first, first_attempts=stored)
+        for first, last, stored in ((0, 3, None), (3, 5, [given, None]))
+    ]
+    assert texts_of([*parts[0], *parts[1]]) == texts_of(whole)
+    assert texts_of(real_player().play(PROBLEMS[3:], plan(2, 2), ("test",))) != texts_of(whole[12:])
+
+
 def test_another_purpose_draws_other_attempts_and_the_same_one_the_same():
     one, again, other = (
         texts_of(real_player().play(PROBLEMS, plan(2, 1), purpose)) for purpose in ((0, 1), (0, 1), (0, 2))
