@@ -40,6 +40,8 @@ class Server:
         """How many attempts are answered before something happens, and what."""
         self._answered = 0
         self._marked = threading.Event()
+        self._lock = threading.Lock()
+        self._closed = False
 
     @property
     def url(self) -> str:
@@ -92,8 +94,16 @@ class Server:
             self.process = None
 
     def restart(self) -> None:
-        self.kill()
-        self.start()
+        with self._lock:
+            if not self._closed:
+                self.kill()
+                self.start()
+
+    def close(self) -> None:
+        """Kills it for good, also where it is just being started again."""
+        with self._lock:
+            self._closed = True
+            self.kill()
 
 
 class Result(NamedTuple):
@@ -106,7 +116,7 @@ def server() -> Iterator[Server]:
     server = Server()
     server.start()
     yield server
-    server.kill()
+    server.close()
 
 
 @pytest.fixture
