@@ -16,7 +16,7 @@ from score_rl.chat_schema import ChatSettings
 from score_rl.cli import main
 from score_rl.endpoint import EndpointPlayer, dialogue, opening, read_url
 from score_rl.episodes import Attempt, Episode, Grade, Problem
-from score_rl.errors import ConfigError, EndpointError
+from score_rl.errors import ConfigError, EndpointError, MissingExtra
 from score_rl.grading import make_grader
 from score_rl.rollout import Plan
 from score_rl.schema import RewardSettings, SamplingSettings
@@ -354,3 +354,9 @@ def test_options_that_cannot_work_are_refused_in_one_line(
         main()
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and line.startswith(f"error: {message}")
+
+
+def test_without_the_client_one_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtra, match=r"--endpoint needs the openai package: pip install 'score-rl\[endpoint\]'"):
+        EndpointPlayer("http://127.0.0.1", "m", CHAT, GRADER)
