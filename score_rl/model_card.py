@@ -105,7 +105,9 @@ def figures(run: RunDirectory, label: str) -> str:
     for name, title in (("base", "before"), (label, "after")):
         for path in sorted([*run.eval.glob(f"{name}.json"), *run.eval.glob(f"{name}-*.json")]):
             metrics = _read(path)
-            how = (metrics["split"], metrics["problems"], metrics["temperature"], count_attempts(metrics))
+            drawn = (metrics["temperature"], metrics.get("top_p", 1.0), metrics.get("samples", 1))
+            fixed = metrics.get("first_attempts")
+            how = (metrics["split"], metrics["problems"], *drawn, fixed, count_attempts(metrics))
             groups.setdefault(how, []).append((title, metrics))
     tables = [_table(how, rows) for how, rows in groups.items()]
     return "\n\n".join(tables) if tables else "Nothing was measured."
@@ -120,8 +122,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _table(how: tuple[Any, ...], rows: list[tuple[str, dict[str, Any]]]) -> str:
-    split, problems, temperature, attempts = how
+    split, problems, temperature, top_p, samples, fixed, attempts = how
     drawn = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+    drawn += f", top-p {top_p:g}" if top_p < 1 else ""
+    drawn += f", {samples} samples each" if samples > 1 else ""
+    drawn += f", first attempts of {fixed}" if fixed else ""
     keys = [f"acc/t{k}" for k in sorted({1, 2, attempts}) if k <= attempts]
     keys += [f"delta/t1_t{attempts}", "delta/i_c", "delta/c_i"] if attempts > 1 else []
     names = [key.replace("acc/", "acc@").replace("delta/t1_", "delta t1 to ") for key in keys]

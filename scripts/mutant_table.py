@@ -295,13 +295,30 @@ ROLLOUT = [
         ("limits: the first for all", "plan.max_new_tokens[depth]", "plan.max_new_tokens[0]"),
         (
             "grades: by another problem",
-            "self.grader(text, nodes[n][1].problem)",
-            "self.grader(text, nodes[0][1].problem)",
+            "[episode.problem for _, episode in nodes])",
+            "[nodes[0][1].problem for _, episode in nodes])",
         ),
+        ("place in the list: forgotten", "range(first + part.start, first + part.stop)", "part"),
     ),
 ]
 
 EVALUATION = [
+    *_faults(
+        "scaling.py",
+        "test_scaling",
+        ("votes: answers tied for the lead all win", "/ np.maximum(won.sum(axis=2), 1)", "/ 1"),
+        ("mixed: the last attempts alone", "for attempt in episode.attempts:", "for attempt in episode.attempts[-1:]:"),
+        ("sequential: the first attempts", "votes[attempts].most_right(c)", "votes[1].most_right(c)"),
+        ("tokens: of one episode", "= c * chain", "= chain"),
+        ("samples that were not graded: counted", "if len(group) == samples]", "]"),
+    ),
+    *_faults(
+        "results.py",
+        "test_evaluation",
+        ("resume: half a part kept", "done // at_once * at_once", "done"),
+        ("resume: other settings taken", "            if changed:", "            if False:"),
+        ("fingerprint: names alone", "digest.update(content.read(PLACE_BYTES))", "content.read(0)"),
+    ),
     *_faults(
         "metrics.py",
         "test_metrics test_invariants_metrics",
@@ -310,7 +327,23 @@ EVALUATION = [
             "if before.grade.answer is None and after.grade.answer is None:",
             "if False:",
         ),
-        ("unchanged: counts the changed", "sum(is_unchanged(e, k)", "sum(not is_unchanged(e, k)"),
+        ("unchanged: counts the changed", "[is_unchanged(e, k + 1) for", "[not is_unchanged(e, k + 1) for"),
+        ("fix rate: of all episodes", 'tally.rate("rate/fix", right[1], wrong[0])', 'tally.rate("rate/fix", right[1])'),
+        (
+            "break rate: right ones that stay",
+            'tally.rate("rate/break", wrong[1],',
+            'tally.rate("rate/break", right[1],',
+        ),
+        (
+            "identical: to the first attempt",
+            "e.attempts[k - 1].text == e.attempts[k].text",
+            "e.attempts[0].text == e.attempts[k].text",
+        ),
+        (
+            "samples: each a problem of its own",
+            "labels.setdefault(e.problem.id, len(labels))",
+            "labels.setdefault(id(e), len(labels))",
+        ),
         (
             "transitions: i -> c and c -> i swapped",
             "return sum(not a and b for a, b in pairs), sum(a and not b for a, b in pairs)",
