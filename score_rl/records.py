@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from score_rl.errors import CheckpointError, DataError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -35,7 +38,13 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def to_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Rows as JSON Lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(f"{_line(row)}\n" for row in rows)
+
+
+def _line(row: dict[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    # A server may send half of a surrogate pair, which has no UTF-8; escaped it is read back as it was.
+    return json.dumps(row) if _SURROGATE.search(text) else text
 
 
 def sync_directory(path: Path) -> None:

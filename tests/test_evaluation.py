@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import graded
 import pytest
 import torch
 from tiny import make_model, make_policy, make_tokenizer, plain_logprobs, stir
@@ -25,7 +26,7 @@ from score_rl.errors import ConfigError, DataError
 from score_rl.evaluation import fixed_attempts
 from score_rl.grading import make_grader
 from score_rl.loading import load_policy
-from score_rl.results import Partial, fingerprint, read_episodes
+from score_rl.results import Partial, fingerprint, read_episodes, write_files
 from score_rl.schema import ChatSettings, ModelSettings, RewardSettings
 from score_rl.token_kl import pieces, token_kl, with_contexts
 
@@ -304,3 +305,16 @@ def test_pieces_of_a_text_are_its_characters_and_no_halves() -> None:
     chat: Any = type("Spoken", (), {"tokenizer": Bytes()})
     assert pieces(chat, list("aé–b".encode())) == ["a", "", "é", "", "", "–", "b"]
     assert pieces(chat, list("é".encode())[:1]) == ["\ufffd"]
+
+
+def test_half_a_surrogate_pair_is_stored_and_read_back_as_it_was(tmp_path: Path) -> None:
+    # As a server may send it: JSON can name it, and UTF-8 cannot hold it.
+    made = [
+        graded.episode("wr"),
+        dataclasses.replace(graded.episode("wr"), attempts=(graded.attempt("w", text="\ud800é"),) * 2),
+    ]
+    partial = opened(tmp_path / "a.partial.jsonl", {})
+    partial.append(made)
+    assert [e.attempts[1].text for e in opened(tmp_path / "a.partial.jsonl", {}).episodes] == ["", "\ud800é"]
+    write_files(tmp_path / "a.json", {}, made)
+    assert read_episodes(tmp_path / "a.jsonl")[1].attempts[1].text == "\ud800é"
