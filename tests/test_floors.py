@@ -22,8 +22,8 @@ FLOORS = {
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
         "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor "
-        "run report.text report.svg report.charts report.source report.transcripts report.summary report.parts "
-        "report.verdict report.page report"
+        "run compare report.text report.svg report.charts report.source report.transcripts report.summary "
+        "report.differences report.parts report.verdict report.page report"
     ),
     "tensors": "batch draws objectives schedule",
     "models": "logprobs adapters policy unsloth_loader loading optim update decode rollout endpoint embedded",
@@ -34,7 +34,7 @@ FLOORS = {
     "edge": (
         "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "
         "profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
-        "cli.data_tools cli.grade cli.report cli "
+        "cli.data_tools cli.grade cli.report cli.compare cli "
         "__main__"
     ),
 }

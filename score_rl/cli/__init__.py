@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from score_rl.cli.compare import compare, power
 from score_rl.cli.convert import export, import_config
 from score_rl.cli.data import app as data
 from score_rl.cli.data_tools import hard, profile
@@ -28,6 +29,8 @@ app.command("eval")(evaluate)
 app.command()(solve)
 app.command()(grade)
 app.command()(report)
+app.command()(compare)
+app.command()(power)
 app.add_typer(data, name="data")
 data.command()(hard)
 data.command()(profile)
