@@ -187,7 +187,7 @@ class Trackers:
                 kept = {label: step for label, step in shown["evaluations"].items() if step < next_step}
                 self._state[name] = {"step": next_step - 1, "evaluations": kept}
         self._save()
-        for name in self._settings.log.to:
+        for name in dict.fromkeys(self._settings.log.to):
             self._guard(name, self._start, name, next_step)
 
     def _start(self, name: str, next_step: int) -> None:
