@@ -15,6 +15,7 @@ from score_rl.episodes import Episode, Problem
 from score_rl.errors import ConfigError, DataError
 from score_rl.report import build, render
 from score_rl.report.charts import Axes, Series, flow, line_chart, whole_percent
+from score_rl.report.differences import differences
 from score_rl.report.parts import Flag, flags
 from score_rl.report.source import Played, Shown, read_runs
 from score_rl.report.summary import change, summarise
@@ -164,6 +165,24 @@ def test_a_change_between_evaluations_is_paired_by_problem() -> None:
     interval, problems = change(summary({"a": [False, True], "b": [True, True]}), after, 1)
     assert (interval.value, problems) == (pytest.approx(0.25), 2)  # a: from a half to 1, b: 1 as before
     assert change(before, after, 2) is None
+
+
+def test_several_runs_are_compared_on_the_problems_that_they_share(tmp_path: Path) -> None:
+    better = run_of(tmp_path / "better", episodes(0, 0, 0, 1), episodes(60, 35, 0, 5))
+    paths = [run_of(tmp_path / "a", episodes(0, 0, 0, 1), episodes(60, 0, 0, 40)), better]
+    paths.append(run_of(tmp_path / "other", episodes(0, 0, 0, 1), []))
+    runs = read_runs(paths)
+    summaries = {(run.name, e.name): summarise(e.episodes()) for run in runs for e in run.evaluations}
+    pair, nothing = differences(runs, summaries)
+    assert (pair.first, pair.other) == ("a/run", "better/run")
+    assert pair.note == "100 problems that both answered; p is corrected for 3 tests (Holm)."
+    assert [(row.name, row.first, row.other, row.says) for row in pair.rows] == [
+        ("acc@t1", "60.0", "60.0", "can't tell"),
+        ("acc@t2", "60.0", "95.0", "the other is better"),
+        ("Δ(t1, t2)", "0.0", "+35.0", "the other is better"),
+    ]
+    assert pair.rows[1].change.startswith("+35.0 [+")
+    assert (nothing.note, nothing.rows) == ("Nothing to compare yet.", [])
 
 
 def test_flags_of_one_kind_without_a_break_are_one() -> None:

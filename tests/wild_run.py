@@ -41,7 +41,8 @@ def write_evaluation_of(run: Path, name: str, episodes: Sequence[Episode], **mor
     """`eval/NAME.json` and its episodes."""
     # A text of a megabyte takes its time to be compared with another.
     graded = [e for e in episodes if e.graded and len(e.attempts[0].text) < 10**5]
-    metrics = self_correction(graded) | {"problems": len({e.problem.id for e in graded}), "split": "test"}
+    metrics = self_correction(graded) if graded else {}
+    metrics |= {"problems": len({e.problem.id for e in graded}), "split": "test"}
     metrics |= {"temperature": 0.0, **more}
     (run / "eval").mkdir(parents=True, exist_ok=True)
     (run / "eval" / f"{name}.json").write_text(json.dumps(metrics))

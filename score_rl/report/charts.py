@@ -64,7 +64,7 @@ def line_chart(title: str, note: str, series: Sequence[Series], axes: Axes) -> C
     y_ticks = _y_ticks(series, axes)
     x_span = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
     frame = Frame(x_span, (y_ticks[0], y_ticks[-1]), log_x=axes.log_x)
-    x_ticks = axes.x_ticks or [t for t in ticks(*x_span, 5) if x_span[0] <= t <= x_span[1]]
+    x_ticks = axes.x_ticks or [t for t in ticks(*x_span, 5) if min(xs) <= t <= max(xs)]
     drawn = [*_flags(frame, axes.flags), *frame.axes(x_ticks, y_ticks, axes.x_format, axes.y_format, axes.x_name)]
     drawn += _stages(frame, axes.stages)
     for line in series:
@@ -199,12 +199,15 @@ def flow(title: str, counts: Mapping[tuple[bool, bool], int]) -> Chart:
     names = {(True, True): "keep", (True, False): "lost", (False, True): "won", (False, False): "miss"}
     drawn = [text(left, 11, "attempt 1", class_="axis"), text(right, 11, "attempt 2", anchor="end", class_="axis")]
     starts, ends = dict(before), dict(after)
+    bands = []
     for key in share:
         thick = height * share[key]
         if thick:
-            drawn.append(_ribbon(left + bar, right - bar, starts[key[0]], ends[key[1]], max(thick, 0.8), names[key]))
+            band = _ribbon(left + bar, right - bar, starts[key[0]], ends[key[1]], max(thick, 0.8), names[key])
+            bands.append((thick, band))
         starts[key[0]] += thick
         ends[key[1]] += thick
+    drawn += [band for _, band in sorted(bands, key=lambda item: -item[0])]  # where two cross, the thin one is on top
     for x, anchor, at, places, index in (
         (left, "end", left - 6, before, 0),
         (right - bar, "start", right + 6, after, 1),

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 import score_rl
 import score_rl.report.parts as parts
+from score_rl.report.differences import differences
 from score_rl.report.source import Evaluation, Run
 from score_rl.report.summary import Summary, summarise
 from score_rl.report.text import finalize, script_json
@@ -159,7 +160,7 @@ def _compared(runs: Sequence[Run], counted: Counted) -> dict[str, Any]:
         if run.evaluations:
             line = parts.table(run.evaluations[-1:])[0]
             lines.append(line._replace(title=run.name, detail=f"{line.title}, {line.detail}"))
-    return {"last_lines": lines, "differences": ""}
+    return {"last_lines": lines, "pairs": differences(runs, counted.summaries)}
 
 
 def _template() -> Any:

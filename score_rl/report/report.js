@@ -76,6 +76,7 @@
   async function choose(place, wanted) {
     state.evaluation = place;
     get('evaluation').value = String(place);
+    if (!loaded.has(place)) get('status').textContent = 'Unpacking …';
     const rows = await unpack(place);
     if (state.evaluation !== place) return;
     state.rows = rows;

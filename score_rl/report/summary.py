@@ -24,7 +24,7 @@ class Summary:
         identical: episodes whose attempts 1 and 2 are the same text.
         ratios: the others by edit-distance ratio of attempts 1 and 2, in `BINS` equal bins.
         too_long: episodes left out of `ratios` and `identical`.
-        outcomes: for each problem whether each attempt was right, by sample.
+        outcomes: for each problem, by id and question, whether each attempt was right, by sample.
     """
 
     episodes: int
@@ -32,7 +32,7 @@ class Summary:
     identical: int
     ratios: list[int]
     too_long: int
-    outcomes: dict[str, list[tuple[bool, ...]]]
+    outcomes: dict[tuple[str, str], list[tuple[bool, ...]]]
 
     @property
     def measured(self) -> int:
@@ -43,14 +43,14 @@ class Summary:
 def summarise(episodes: Sequence[Played]) -> Summary:
     """Counts the episodes whose every attempt has a grade."""
     flow: Counter[tuple[bool, bool]] = Counter()
-    outcomes: dict[str, list[tuple[bool, ...]]] = {}
+    outcomes: dict[tuple[str, str], list[tuple[bool, ...]]] = {}
     ratios, identical, too_long, graded = [0] * BINS, 0, 0, 0
     for episode in episodes:
         if not episode.graded:
             continue
         graded += 1
         right = tuple(bool(attempt.correct) for attempt in episode.attempts)
-        outcomes.setdefault(episode.problem, []).append(right)
+        outcomes.setdefault((episode.problem, episode.question), []).append(right)
         if len(right) < 2:
             continue
         flow[right[0], right[1]] += 1

@@ -72,9 +72,11 @@ def ticks(low: float, high: float, number: int = 4) -> list[float]:
     """About `number` round values that enclose `low` and `high`.
 
     >>> ticks(0.12, 0.83)
-    [0.0, 0.25, 0.5, 0.75, 1.0]
+    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    span = high - low or abs(high) or 1.0
+    span = high - low
+    if span <= 1e-9 * abs(high):  # one value, but for rounding
+        span = abs(high) or 1.0
     raw = span / number
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)

@@ -67,3 +67,12 @@ def short(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
+
+
+def about(count: int) -> str:
+    """A count with two digits that count.
+
+    >>> about(14713)
+    '15,000'
+    """
+    return f"{round(count, 1 - math.floor(math.log10(count))):,}"

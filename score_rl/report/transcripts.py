@@ -110,7 +110,7 @@ def pack(episodes: Sequence[Played], kl: Kl, room: int) -> Packed:
         sample = seen[episode.problem] = seen.get(episode.problem, -1) + 1
         queue.append((sample, place, episode))
     queue.sort(key=lambda item: item[:2])
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, _RAW_DEFLATE)
+    squeeze = zlib.compressobj(6, zlib.DEFLATED, _RAW_DEFLATE)
     blocks: list[Block] = []
     told: set[int] = set()
     used = 0

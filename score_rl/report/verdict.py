@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor, log10, sqrt
+from math import sqrt
 from typing import Any
 
 from score_rl.power import problems_for
 from score_rl.report.source import Evaluation, Run
 from score_rl.report.summary import Summary, change
-from score_rl.report.text import number, percent
+from score_rl.report.text import about, number, percent
 from score_rl.run import stage_plan
 from score_rl.stats import Z95
 
@@ -76,9 +76,8 @@ def _needed(delta: float, width: float, problems: float | None) -> str:
     """How many problems would settle it if the difference were as measured."""
     if not delta or not problems:
         return ""
-    number_of = problems_for(delta, width / (2 * Z95) * sqrt(problems))
-    rounded = round(number_of, 1 - floor(log10(number_of)))
-    return f"; to tell a difference of {percent(abs(delta))} points takes about {rounded:,} problems"
+    needed = about(problems_for(delta, width / (2 * Z95) * sqrt(problems)))
+    return f"; to tell a difference of {percent(abs(delta))} points takes about {needed} problems"
 
 
 def _progress(run: Run) -> list[str]:
@@ -106,6 +105,8 @@ def _first_attempt(base: Evaluation, last: Evaluation, summaries: Mapping[str, S
         ]
     if value < 0:
         return [f"Attempt 1 is {percent(-value)} points lower than before training, which may be chance ({interval})."]
+    if value == 0:
+        return [f"Attempt 1 is as often right as before training ({interval})."]
     if low > 0:
         return [f"Attempt 1 rose by {percent(value)} points from before training ({interval})."]
     return [f"Attempt 1 is {percent(value)} points higher than before training, which may be chance ({interval})."]

@@ -70,6 +70,13 @@ def plain_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build([run], path / "report.html")
 
 
+@pytest.fixture(scope="session")
+def two_reports(plain_report: Path, wild_report: Path) -> Path:
+    """The report of two runs, one of them hostile."""
+    [wild] = [path for path in wild_report.parent.iterdir() if path.is_dir()]
+    return build([plain_report.parent / "run", wild], plain_report.parent / "two.html")
+
+
 class Tab:
     """A page that is open, and everything that went wrong with it."""
 
@@ -126,7 +133,7 @@ def findings(tab: Tab) -> list[str]:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-@pytest.mark.parametrize("which", ["embedded_report", "wild_report", "plain_report"])
+@pytest.mark.parametrize("which", ["embedded_report", "wild_report", "plain_report", "two_reports"])
 def test_a_report_opens_clean_fits_the_screen_and_is_accessible(
     browser: Any, request: pytest.FixtureRequest, which: str, scheme: str, width: int
 ) -> None:
@@ -151,6 +158,16 @@ def test_the_embedded_run_has_its_verdict_metrics_charts_and_transcripts(browser
     assert tab.page.locator("figure details table").count() == tab.page.locator("figure svg").count()
     assert tab.text("#status") == "Showing 64 of 64 problems"
     assert tab.page.locator(".row").count() < 40  # the rows in sight, not all
+    tab.check()
+
+
+def test_two_runs_are_told_apart_in_verdicts_evaluations_and_links(browser: Any, two_reports: Path) -> None:
+    tab = Tab(browser, two_reports, place="#run%2Fstage1/p%2F7")
+    assert tab.text("h1") == "2 runs side by side."
+    assert tab.page.locator("p.verdict").count() == 2
+    assert tab.page.locator("#evaluation option").all_inner_texts()[0] == "run: Before training (base)"
+    assert tab.page.locator("#evaluation option:checked").inner_text() == "run: After Stage I (stage1)"
+    assert tab.text("#detail h3") == "p/7"
     tab.check()
 
 
@@ -359,9 +376,9 @@ def test_on_paper_there_is_the_result_in_light_and_no_control(browser: Any, plai
     tab = Tab(browser, plain_report, scheme="dark")
     tab.page.emulate_media(media="print")
     assert tab.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
-    for selector in (".top nav", "#theme", ".bar", "#kinds", "#list", ".modes", "#settings", "figure details"):
+    for selector in (".top nav", "#theme", ".tools", "#kinds", "#list", ".modes", "#settings", "figure details"):
         assert tab.page.locator(selector).first.is_hidden()
-    for selector in ("h1", ".metrics", "figure svg", ".attempt"):
+    for selector in ("h1", ".metrics", "figure svg", ".ribbon", ".line", "rect.bar", ".attempt"):
         assert tab.page.locator(selector).first.is_visible()
     assert tab.page.pdf(format="A4").startswith(b"%PDF")
     tab.check()
