@@ -38,8 +38,8 @@ def token_kl(
 ) -> Iterator[dict[str, Any]]:
     """For each episode its problem's id, its path, and the tokens of each attempt with their KL, in nats.
 
-    The KL is exact: KL(policy || reference) summed over the vocabulary, given all tokens before. So it is never
-    negative, and a first attempt that the policy did not sample has one too.
+    The KL is exact: KL(policy || reference) summed over the vocabulary, given all tokens before. So it is negative by
+    rounding alone, and a first attempt that the policy did not sample has one too.
 
     Args:
         episodes: with token ids; contexts are made anew.

@@ -72,7 +72,9 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float | int | st
     if attempts > 1:
         shown |= {f"delta/t1_{last}": f"delta(t1,{last})", "delta/i_c": "i->c", "delta/c_i": "c->i"}
         shown |= {f"unchanged/{last}": f"unchanged@{last}"}
-    told = [line for label, metrics in results.items() for line in _lines(label if len(results) > 1 else "", metrics)]
+    several = len(results) > 1
+    told = [line for label, found in results.items() for line in _rates(f"{label}: " if several else "", found)]
+    told += [] if several else _votes(first)
     table = Table(title=title, caption=Text("\n".join([_caption(first), *told])))
     table.add_column("")
     for name in shown.values():
@@ -89,7 +91,9 @@ def result_table(title: str, results: Mapping[str, Mapping[str, float | int | st
 def attempts_table(title: str, metrics: Mapping[str, float | int | str]) -> Table:
     """One evaluation with many attempts, in percent, a row for each attempt."""
     changes = f"attempt 1 to 2: i->c {_cell(metrics, 'delta/i_c')}, c->i {_cell(metrics, 'delta/c_i')}"
-    table = Table(title=title, caption=Text("\n".join([_caption(metrics), changes, *_lines("", metrics)])))
+    table = Table(
+        title=title, caption=Text("\n".join([_caption(metrics), changes, *_rates("", metrics), *_votes(metrics)]))
+    )
     tested = "mcnemar_p/t1_t2" in metrics  # which an evaluation with several samples has not
     for name in ("attempt", "accuracy", "delta from t1", "unchanged", *(["McNemar p"] if tested else [])):
         table.add_column(name, justify="right")
@@ -116,21 +120,25 @@ def groups_table(metrics: Mapping[str, float | int | str]) -> Table | None:
     return table
 
 
-def _lines(label: str, metrics: Mapping[str, float | int | str]) -> list[str]:
-    """What else an evaluation says, in a line each."""
-    start = f"{label}: " if label else ""
+def _rates(start: str, metrics: Mapping[str, float | int | str]) -> list[str]:
+    """How many attempts are fixed and broken, in a line; none where neither can be."""
     told = {"rate/fix": "of wrong first attempts {} fixed", "rate/break": "of right ones {} broken"}
-    rates = [text.format(_cell(metrics, key)) for key, text in told.items() if key in metrics]
-    lines = [start + ", ".join(rates)] if rates else []
+    found = [text.format(_cell(metrics, key)) for key, text in told.items() if key in metrics]
+    return [start + ", ".join(found)] if found else []
+
+
+def _votes(metrics: Mapping[str, float | int | str]) -> list[str]:
+    """What votes give with all samples, a line for each attempt, and how attempts are spent best."""
+    lines = []
     samples = max((int(key.rpartition("@")[2]) for key in metrics if _is_value(key, "maj/t1@")), default=1)
     for k in range(1, count_attempts(metrics) + 1) if samples > 1 else ():
         votes = [f"{way}@{samples} {_cell(metrics, f'{way}/t{k}@{samples}')}" for way in ("pass", "maj")]
-        lines.append(f"{start}t{k} {', '.join(votes)}")
+        lines.append(f"t{k} {', '.join(votes)}")
     both = [int(key.rpartition("@")[2]) for key in metrics if _is_value(key, "scaling/sequential@")]
     n = max((n for n in both if f"scaling/parallel@{n}" in metrics), default=None)
     if n is not None:
         ways = [f"{way} {_cell(metrics, f'scaling/{way}@{n}')}" for way in ("parallel", "sequential", "mixed")]
-        lines.append(f"{start}majority of {n} attempts: {', '.join(ways)}")
+        lines.append(f"majority of {n} attempts: {', '.join(ways)}")
     return lines
 
 
