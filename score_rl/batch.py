@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,16 @@ from score_rl.episodes import Episode
 
 
 class Row(NamedTuple):
-    """One sequence: its ids, and for each the attempt it was sampled in (0: not sampled by this policy)."""
+    """One sequence: its ids, and for each the attempt it was sampled in (0: not sampled by this policy).
+
+    Attributes:
+        engine_logprobs: for each id the engine's log-prob of it, 0 where it was not sampled; () if nobody stored them.
+    """
 
     episode: int
     ids: tuple[int, ...]
     turn: tuple[int, ...]
+    engine_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,14 @@ class Batch:
         attention_mask: [B, T].
         turn: [B, T]; it is loss mask, attempt mask and the index that spreads per-attempt numbers over tokens.
         row_episode: [B], the episode of each row.
+        engine: [B, T], the engine's log-prob of each sampled token; None if nobody stored them.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     turn: Tensor
     row_episode: Tensor
+    engine: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.input_ids.shape == self.attention_mask.shape == self.turn.shape:
@@ -61,6 +68,12 @@ class Batch:
     def token_episode(self) -> Tensor:
         """[N] episode of each trained token."""
         return self.row_episode[:, None].expand_as(self.turn[:, 1:])[self.predicts]
+
+    @property
+    def engine_logprobs(self) -> Tensor:
+        """[N] log-probs of the trained tokens under the engine that drew them; 0 if nobody stored them."""
+        engine = torch.zeros_like(self.turn, dtype=torch.float32) if self.engine is None else self.engine
+        return engine[:, 1:][self.predicts]
 
     def only(self, wanted: Tensor) -> Batch | None:
         """The rows and positions that are needed to score some attempts alone; None if no token is of them.
@@ -94,15 +107,21 @@ def rows(episodes: Sequence[Episode]) -> list[Row]:
     for index, episode in enumerate(episodes):
         ids: tuple[int, ...] = ()
         turn: tuple[int, ...] = ()
+        engine: tuple[float, ...] = ()
         for k, attempt in enumerate(episode.attempts, start=1):
             if ids and attempt.context_ids[: len(ids)] != ids:
-                out.append(Row(index, ids, turn))
-                ids = turn = ()
-            turn += (0,) * (len(attempt.context_ids) - len(ids))
-            turn += (k if attempt.sampled else 0,) * len(attempt.token_ids)
+                out.append(_row(index, ids, turn, engine))
+                ids = turn = engine = ()
+            new = len(attempt.context_ids) - len(ids)
+            turn += (0,) * new + (k if attempt.sampled else 0,) * len(attempt.token_ids)
+            engine += (0.0,) * new + (attempt.engine_logprobs or (0.0,) * len(attempt.token_ids))
             ids = attempt.context_ids + attempt.token_ids
-        out.append(Row(index, ids, turn))
+        out.append(_row(index, ids, turn, engine))
     return [row for row in out if any(row.turn)]
+
+
+def _row(index: int, ids: tuple[int, ...], turn: tuple[int, ...], engine: tuple[float, ...]) -> Row:
+    return Row(index, ids, turn, engine if any(engine) else ())
 
 
 def micro_batches(all_rows: Sequence[Row], pad_id: int, max_tokens: int, device: torch.device) -> list[Batch]:
@@ -128,7 +147,7 @@ def collate(part: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
     """A batch of rows, padded on the right."""
     width = max(len(row.ids) for row in part)
 
-    def padded(values: Sequence[tuple[int, ...]], fill: int) -> Tensor:
+    def padded(values: Sequence[tuple[Any, ...]], fill: float) -> Tensor:
         return torch.tensor([v + (fill,) * (width - len(v)) for v in values], device=device)
 
     return Batch(
@@ -136,4 +155,5 @@ def collate(part: Sequence[Row], pad_id: int, device: torch.device) -> Batch:
         attention_mask=padded([(1,) * len(row.ids) for row in part], 0),
         turn=padded([row.turn for row in part], 0),
         row_episode=torch.tensor([row.episode for row in part], device=device),
+        engine=padded([row.engine_logprobs for row in part], 0.0) if any(row.engine_logprobs for row in part) else None,
     )

@@ -27,6 +27,7 @@ class Objective:
         alpha_fix: bonus of attempt k >= 2 for each unit by which it is better than attempt k - 1.
         alpha_break: penalty for each unit by which it is worse.
         gamma: how much of a later attempt's credit flows back to an earlier one's tokens (paper A.4: 0).
+        importance_cap: bound of the weights that correct for an engine with log-probs of its own; None for no weights.
     """
 
     reward: tuple[float, ...]
@@ -34,6 +35,7 @@ class Objective:
     alpha_fix: float = 0.0
     alpha_break: float = 0.0
     gamma: float = 0.0
+    importance_cap: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.reward) != len(self.beta):
@@ -217,7 +219,28 @@ def token_weights(objective: Objective, advantage: Tensor, scale: Tensor, placem
     return TokenWeights(advantage * scale, beta * scale if placement == "loss" else torch.zeros_like(scale))
 
 
-def loss(weights: TokenWeights, episode: Tensor, turn: Tensor, logprobs: Tensor, kl: Tensor | None) -> Tensor:
+def importance(cap: float | None, logprobs: Tensor, engine_logprobs: Tensor) -> Tensor | None:
+    """Truncated importance weights min(exp(logprobs - engine_logprobs), cap) -> [N], without gradient; None without cap.
+
+    They correct, token by token, for tokens that were drawn by an engine whose kernels round differently; the cap
+    bounds the variance that a few tokens would bring (Ionides 2008).
+
+    Args:
+        cap: at least 1.
+        logprobs: [N], of the policy that is trained.
+        engine_logprobs: [N], under which the tokens were drawn.
+    """
+    return None if cap is None else (logprobs.detach() - engine_logprobs).exp().clamp(max=cap)
+
+
+def loss(
+    weights: TokenWeights,
+    episode: Tensor,
+    turn: Tensor,
+    logprobs: Tensor,
+    kl: Tensor | None,
+    ratio: Tensor | None = None,
+) -> Tensor:
     """Scalar whose gradient is minus the policy gradient plus the KL gradient (Eq. 2 to 4); micro-batches add up.
 
     Args:
@@ -226,8 +249,10 @@ def loss(weights: TokenWeights, episode: Tensor, turn: Tensor, logprobs: Tensor,
         turn: [N], its attempt, from 1.
         logprobs: [N], with gradient.
         kl: [N], with gradient, or None where every beta is 0.
+        ratio: [N], importance weights of the policy gradient's terms; 1 when None.
     """
-    total = -(weights.policy[episode, turn - 1] * logprobs).sum()
+    weight = weights.policy[episode, turn - 1]
+    total = -((weight if ratio is None else weight * ratio) * logprobs).sum()
     return total if kl is None else total + (weights.kl[episode, turn - 1] * kl).sum()
 
 

@@ -1,5 +1,7 @@
 """Rows and micro-batches, small enough to be written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -74,6 +76,16 @@ def test_a_stored_first_attempt_is_context():
         Row(1, (1, 2, 3, 4, 5), (0, 0, 0, 0, 2)),
         Row(2, (1, 3, 4, 5), (0, 0, 0, 2)),
     ]
+
+
+def test_the_engines_log_probs_stand_where_its_tokens_are():
+    nested = episode(((1,), (2, 3)), ((1, 2, 3, 4), (5,)))
+    drawn = [replace(a, engine_logprobs=p) for a, p in zip(nested.attempts, [(-0.5, -1.5), (-2.5,)], strict=True)]
+    first, second = replace(nested, attempts=tuple(drawn)), episode(((1,), (6,)))
+    assert rows([first])[0].engine_logprobs == (0, -0.5, -1.5, 0, -2.5)
+    batch = collate(rows([first, second]), PAD, CPU)
+    assert batch.engine_logprobs.tolist() == [-0.5, -1.5, -2.5, 0]
+    assert collate(rows([second]), PAD, CPU).engine_logprobs.tolist() == [0]
 
 
 def test_a_batch_is_padded_on_the_right_and_padding_is_neither_seen_nor_trained():

@@ -13,6 +13,7 @@ from torch import Tensor
 from score_rl.objectives import (
     Objective,
     advantages,
+    importance,
     kl_estimate,
     leave_out,
     length_scale,
@@ -316,6 +317,22 @@ def test_the_loss_by_hand() -> None:
     # Descent on the loss is ascent on advantage-weighted log-probs.
     assert logprobs.grad is not None and logprobs.grad.tolist() == [-0.5, -0.5, 1.0, -1.5]
     assert loss(weights, episode, turn, logprobs, None).item() == pytest.approx(4.5)
+
+
+def test_importance_weights_are_the_ratio_up_to_the_cap_and_scale_the_policy_gradient_alone() -> None:
+    logprobs = torch.tensor([-1.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    engine = torch.tensor([-1.0, -1.0 - log(1.5), -9.0], dtype=torch.float64)
+    ratio = importance(2.0, logprobs, engine)
+    assert ratio is not None and not ratio.requires_grad
+    assert ratio.tolist() == pytest.approx([1.0, 1.5, 2.0])
+    assert importance(None, logprobs, engine) is None
+    weights = token_weights(
+        Objective(reward=(1.0,), beta=(0.1,)), torch.tensor([[3.0]]), torch.ones(1, 1, dtype=torch.float64), "loss"
+    )
+    place = torch.zeros(3, dtype=torch.int64)
+    loss(weights, place, place + 1, logprobs, 0.5 * logprobs, ratio).backward()
+    # -3 ratio + 0.1 * 0.5
+    assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx([-2.95, -4.45, -5.95])
 
 
 def test_per_attempt_sums_tokens() -> None:
