@@ -144,12 +144,13 @@ def test_the_edit_ratio_is_of_characters_by_both_lengths(before, after, ratio):
 
 def test_texts_are_compared_with_the_attempt_before_and_spread_in_quartiles():
     made = [
-        Episode(Problem(f"p{n}", "q", "a"), tuple(attempt("w", text=text) for text in ("ab", after)), (0, 0))
+        Episode(Problem(f"p{n}", "q", "a"), tuple(attempt("w", text=text) for text in ("ab", after, after)), (0, 0, 0))
         for n, after in enumerate(["ab", "abc", "zz", "ab"])
     ]
     metrics = self_correction(made)
-    # 0, 1/5, 1 and 0
-    assert metrics["identical/t2"] == 0.5
+    # 0, 1/5, 1 and 0; attempt 3 is attempt 2
+    assert (metrics["identical/t2"], metrics["identical/t3"]) == (0.5, 1.0)
+    assert metrics["edit_ratio/t3"] == 0
     assert metrics["edit_ratio/t2"] == pytest.approx(0.3)
     quartiles = [metrics[f"edit_ratio_{name}/t2"] for name in ("q1", "median", "q3")]
     assert quartiles == pytest.approx([0, 0.1, 0.4])
