@@ -96,12 +96,12 @@ def _mean_and_error(kinds: Numbers, weights: NDArray[np.int64]) -> Numbers:
     """Mean of all samples and its standard error over problems, for each row of weights [D, K] -> [2, D]."""
     import numpy as np
 
-    total = weights @ kinds[:, 1]
-    mean = weights @ kinds[:, 0] / total
-    squares = (
-        weights @ kinds[:, 0] ** 2 - 2 * mean * (weights @ kinds.prod(axis=1)) + mean**2 * (weights @ kinds[:, 1] ** 2)
-    )
-    return np.stack([mean, np.sqrt(np.where(squares > 1e-9, squares, 0.0)) / total])
+    sums, sizes = kinds.T
+    columns = np.stack([sums, sizes, sums**2, sums * sizes, sizes**2])
+    total, number, squares, products, sizes_squared = columns @ weights.T.astype(float)
+    mean = total / number
+    residuals = squares - 2 * mean * products + mean**2 * sizes_squared
+    return np.stack([mean, np.sqrt(np.where(residuals > 1e-9, residuals, 0.0)) / number])
 
 
 def sign_flip(differences: Sequence[float], *, seed: int = 0, draws: int = 100_000) -> float:
