@@ -14,7 +14,11 @@ from torch import Tensor
 
 from score_rl.errors import CheckpointError
 from score_rl.policy import Policy
+from score_rl.processes import Group
 from score_rl.records import write_directory
+from score_rl.shards import load_optimizer_state, whole_optimizer
+
+ALONE = Group()
 
 
 @dataclass
@@ -54,29 +58,38 @@ class Progress:
 
 
 def save_checkpoint(
-    root: Path, progress: Progress, policy: Policy, optimizer: torch.optim.Optimizer, keep: int
+    root: Path, progress: Progress, policy: Policy, optimizer: torch.optim.Optimizer, keep: int, group: Group = ALONE
 ) -> None:
     """Writes `root/step-N` completely or not at all, then deletes all but the newest `keep`.
+
+    It holds whole tensors, however many processes hold parts of them, so any number of them can go on from it.
+
+    Args:
+        group: all of it is to call this; the first process writes.
 
     Raises:
         CheckpointError: the disk is full or `root` cannot be written; older checkpoints are untouched.
     """
 
+    weights, moments, reference = policy.trained_state(), whole_optimizer(optimizer), policy.reference_state()
+
     def fill(directory: Path) -> None:
-        save_file(_contiguous(policy.trained_state()), directory / "weights.safetensors")
-        torch.save(optimizer.state_dict(), directory / "optimizer.pt")
-        reference = policy.reference_state()
+        save_file(_contiguous(weights), directory / "weights.safetensors")
+        torch.save(moments, directory / "optimizer.pt")
         if reference is not None:
             save_file(_contiguous(reference), directory / "reference.safetensors")
         (directory / "progress.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
 
-    write_directory(root / f"step-{progress.stage}-{progress.step:06d}", fill)
-    for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
-    kept = best_path(root, progress.stage, progress.best.step) if progress.best else None
-    for old in root.glob("best-*"):
-        if old != kept:
+    def write() -> None:
+        write_directory(root / f"step-{progress.stage}-{progress.step:06d}", fill)
+        for old in checkpoints(root)[:-keep]:
             shutil.rmtree(old)
+        kept = best_path(root, progress.stage, progress.best.step) if progress.best else None
+        for old in root.glob("best-*"):
+            if old != kept:
+                shutil.rmtree(old)
+
+    group.first(write)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -108,7 +121,7 @@ def load_weights(path: Path, policy: Policy) -> None:
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     """Puts a checkpoint's optimiser state into a new optimiser of the same stage."""
-    optimizer.load_state_dict(torch.load(path / "optimizer.pt", weights_only=True))
+    load_optimizer_state(optimizer, torch.load(path / "optimizer.pt", weights_only=True))
 
 
 def best_path(root: Path, stage: int, step: int) -> Path:
@@ -116,13 +129,14 @@ def best_path(root: Path, stage: int, step: int) -> Path:
     return root / f"best-{stage}-{step:06d}"
 
 
-def save_best(root: Path, stage: int, step: int, policy: Policy) -> None:
-    """Keeps the trained weights of one step."""
+def save_best(root: Path, stage: int, step: int, policy: Policy, group: Group = ALONE) -> None:
+    """Keeps the trained weights of one step; `group` as in `save_checkpoint`."""
+    weights = policy.trained_state()
 
     def fill(directory: Path) -> None:
-        save_file(_contiguous(policy.trained_state()), directory / "weights.safetensors")
+        save_file(_contiguous(weights), directory / "weights.safetensors")
 
-    write_directory(best_path(root, stage, step), fill)
+    group.first(lambda: write_directory(best_path(root, stage, step), fill))
 
 
 def load_best(root: Path, stage: int, step: int, policy: Policy) -> None:

@@ -21,5 +21,17 @@ class CheckpointError(ScoreError, RuntimeError):
     """A run directory or a checkpoint that cannot be read, written or continued."""
 
 
+class SyncError(ScoreError, RuntimeError):
+    """An engine that samples from other weights than the policy's."""
+
+
 class EndpointError(ScoreError, ConnectionError):
     """A server that cannot be reached, or that refuses what it is asked."""
+
+
+class ProcessError(ScoreError, RuntimeError):
+    """Processes of one run that cannot work together, or what went wrong in another of them."""
+
+
+class ProcessLost(ProcessError):
+    """A process of the run is gone."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from score_rl.adapters import adapter_state, check_adapter, one_line
 from score_rl.errors import ConfigError
 from score_rl.logprobs import Head, head_of, logprobs_and_kl, token_logprobs
+from score_rl.shards import is_sharded, put, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -166,6 +167,10 @@ class Policy(nn.Module):
         finally:
             self.model.train(was_training)
 
+    def frozen_models(self) -> list[PreTrainedModel]:
+        """The frozen copy of a whole model, if there is one; it is no submodule."""
+        return list(self._frozen)
+
     def freeze_reference(self, source: PreTrainedModel | None = None, *, at_adapter: bool = False) -> None:
         """Makes the reference.
 
@@ -173,7 +178,11 @@ class Policy(nn.Module):
             source: without LoRA, the model to keep as the reference; a copy of the policy as it is now when None.
             at_adapter: with LoRA, the policy as it is now (for sub-stages); otherwise the base model, adapter off.
         """
-        if not self.has_adapter:
+        if not self.has_adapter and self._frozen:  # in place, since its weights may be sharded
+            state = dict((self.model if source is None else source).state_dict())
+            for name, target in self._frozen[0].state_dict().items():
+                put(target, whole(state[name]))
+        elif not self.has_adapter:
             frozen = copy.deepcopy(self.model) if source is None else source
             self._frozen = [frozen.to(self.model.device).requires_grad_(False).eval()]
         elif at_adapter:
@@ -182,7 +191,7 @@ class Policy(nn.Module):
             if REFERENCE_ADAPTER not in self.model.peft_config:
                 config = copy.deepcopy(self.model.peft_config["default"])
                 self.model.add_adapter(REFERENCE_ADAPTER, config)
-            state = adapter_state(self.model, "default")
+            state = {name: whole(value) for name, value in adapter_state(self.model, "default").items()}
             set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
             self.model.set_adapter("default")  # type: ignore[operator]
         elif REFERENCE_ADAPTER in self.model.peft_config:
@@ -191,7 +200,7 @@ class Policy(nn.Module):
     def reference_state(self) -> dict[str, Tensor] | None:
         """Weights of the reference; None where there is none, or where it is the base model with the adapter off."""
         if self._frozen:
-            return dict(self._frozen[0].state_dict())
+            return {name: whole(value) for name, value in self._frozen[0].state_dict().items()}
         if self.has_adapter and REFERENCE_ADAPTER in self.model.peft_config:
             return adapter_state(self.model, REFERENCE_ADAPTER)
         return None
@@ -200,8 +209,10 @@ class Policy(nn.Module):
         """Restores what `reference_state` gave."""
         if not self.has_adapter:
             if state is not None:
-                self.freeze_reference()
-                self._frozen[0].load_state_dict(state)
+                if not self._frozen:
+                    self.freeze_reference()
+                for name, target in self._frozen[0].state_dict().items():
+                    put(target, state[name])
         elif state is None:
             self.freeze_reference()
         else:
@@ -211,8 +222,11 @@ class Policy(nn.Module):
             set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained weights by name: the adapter, or the whole model."""
-        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        """The trained weights by name: the adapter, or the whole model.
+
+        Where they are sharded every process is to call this, and gets copies of all of them.
+        """
+        return {name: whole(p) for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -221,12 +235,25 @@ class Policy(nn.Module):
         if parameters.keys() != state.keys():
             raise ConfigError("the stored weights are of another model or adapter; check model.path and model.lora")
         for name, parameter in parameters.items():
-            parameter.copy_(state[name])
+            put(parameter, state[name])
 
-    def save(self, directory: Path) -> None:
-        """Writes a directory that `AutoModelForCausalLM` or peft loads, tokenizer included."""
+    def saved_state(self) -> dict[str, Tensor] | None:
+        """What `save` needs of a model that is sharded, for which every process is to call this; None for others."""
+        if not any(is_sharded(p) for p in self.model.parameters()):
+            return None
+        buffers = {} if self.has_adapter else dict(self.model.state_dict())
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        return self.trained_state() | {name: buffers[name] for name in buffers.keys() - parameters.keys()}
+
+    def save(self, directory: Path, state: dict[str, Tensor] | None = None) -> None:
+        """Writes a directory that `AutoModelForCausalLM` or peft loads, tokenizer included.
+
+        Args:
+            state: from `saved_state`.
+        """
         options: dict[str, Any] = {"selected_adapters": ["default"], "save_embedding_layers": False}
-        self.model.save_pretrained(directory, **(options if self.has_adapter else {}))
+        options = options if self.has_adapter else {}
+        self.model.save_pretrained(directory, **options, **({} if state is None else {"state_dict": state}))
         self.tokenizer.save_pretrained(directory)
 
     def check_saved(self, directory: Path) -> None:

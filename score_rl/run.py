@@ -21,6 +21,9 @@ LIBRARIES = ("score-rl", "torch", "transformers", "peft", "accelerate", "tokeniz
 OURS: tuple[str, ...] = ("config.yaml", "environment.json", "metrics.jsonl", "episodes", "checkpoints", "eval")
 OURS += ("offline", "report.html", "trackers.json", "tensorboard", "wandb")
 
+FREE = ("log.", "parallel.", "engine.")
+"""Settings that a run may go on with changed, since they do not change what is computed."""
+
 
 class RunDirectory:
     """Paths of a run, and the files that grow while it trains."""
@@ -53,7 +56,7 @@ class RunDirectory:
             return
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: not empty and no run (no config.yaml); choose another directory with -o")
-        changed = [key for key in differing_keys(self.load_settings(), settings) if not key.startswith("log.")]
+        changed = [key for key in differing_keys(self.load_settings(), settings) if not key.startswith(FREE)]
         if changed and not fresh:
             raise ConfigError(
                 f"{self.path}: holds a run with other settings ({'; '.join(changed)}); "
@@ -69,7 +72,7 @@ class RunDirectory:
                     shutil.rmtree(old)
                 else:
                     old.unlink(missing_ok=True)
-        if not self.config.is_file() or self.load_settings() != settings:  # `log` may change in midway
+        if not self.config.is_file() or self.load_settings() != settings:  # those in FREE may have changed
             write_text(self.config, settings.dump())
         write_text(self.path / "environment.json", json.dumps(environment(settings), indent=1) + "\n")
 

@@ -9,6 +9,7 @@ import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
 from score_rl.chat_schema import ChatSettings as ChatSettings
+from score_rl.engine_schema import EngineSettings as EngineSettings
 from score_rl.model_schema import LoraSettings as LoraSettings
 from score_rl.model_schema import ModelSettings as ModelSettings
 from score_rl.model_schema import OptimSettings as OptimSettings
@@ -326,6 +327,13 @@ class LogSettings(Schema):
     """Steps from one that is logged there to the next; those with a validation always are."""
 
 
+class ParallelSettings(Schema):
+    """How several processes share the work; a run may go on with another kind, and with another number of them."""
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    """`ddp` is a whole model in each process; `fsdp` shards weights, gradients and optimiser (torch's FSDP2)."""
+
+
 class Settings(Schema):
     """Everything that determines a run, and where it is logged."""
 
@@ -339,6 +347,8 @@ class Settings(Schema):
     train: TrainSettings = TrainSettings()
     eval: EvalSettings = EvalSettings()
     log: LogSettings = LogSettings()
+    engine: EngineSettings = EngineSettings()
+    parallel: ParallelSettings = ParallelSettings()
     stages: Annotated[list[StageSettings], Field(min_length=1)]
 
     @model_validator(mode="after")

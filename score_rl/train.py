@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from score_rl.chat import Chat
 from score_rl.checkpoint import (
     Best,
     Progress,
@@ -23,29 +21,29 @@ from score_rl.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from score_rl.data.load import load_splits
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Episode, Problem
-from score_rl.errors import ConfigError, DataError
+from score_rl.errors import DataError, ProcessLost
 from score_rl.evaluation import evaluate, make_player, write_evaluation
-from score_rl.grading import make_grader
 from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
-from score_rl.limits import check_run, keep_short
-from score_rl.loading import blank_model, context_length, load_model, load_policy, load_tokenizer
+from score_rl.loading import load_model
+from score_rl.material import load_material
 from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
-from score_rl.offline import stored_attempts
-from score_rl.optim import make_optimizer, optimizer_class
-from score_rl.policy import Policy
+from score_rl.offline import needed_problems, stored_attempts
+from score_rl.optim import make_optimizer
+from score_rl.parallel import check_parallel, make_parallel
+from score_rl.processes import Group, noticing_losses, start
 from score_rl.records import write_directory
 from score_rl.report import build as build_report
 from score_rl.rollout import Plan
 from score_rl.run import RunDirectory, stage_plan
 from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective, rank
 from score_rl.schema import EvalSettings, SamplingSettings, Settings, StageSettings
-from score_rl.trackers import Trackers, check_installed
+from score_rl.sharing import SharingPlayer
+from score_rl.trackers import Trackers
 from score_rl.tracking import Screen, step_note
-from score_rl.update import accumulate_within_memory, uses_reference
+from score_rl.update import accumulate_within_memory
 
 Metrics = dict[str, Any]
 
@@ -59,9 +57,10 @@ class Trainer:
         fresh: delete an earlier run there instead of going on from it.
         adapter: weights to start from, e.g. those of an earlier Stage I: a saved model or adapter directory.
         start_stage: first stage to train, counted from 1.
+        group: the processes that train; those that this one was launched with when None.
 
     Raises:
-        ScoreError: anything that can be known before model work starts.
+        ScoreError: anything that can be known before model work starts; in all processes where it is so in one.
     """
 
     def __init__(
@@ -73,63 +72,39 @@ class Trainer:
         adapter: Path | None = None,
         start_stage: int = 1,
         screen: Screen | None = None,
+        group: Group | None = None,
     ) -> None:
         self.settings = settings
         self.run = RunDirectory(path)
-        self.screen = screen or Screen(quiet=True)
+        self.group = group or start()
+        self.screen = screen if screen is not None and self.group.is_first else Screen(quiet=True)
         self.plan = stage_plan(settings)
+        self._fresh = fresh
+        self._request = StopRequest()
         if not 1 <= start_stage <= len(self.plan):
             raise ValueError(f"start_stage={start_stage} is not among the {len(self.plan)} stages")
-        self.run.check(settings, fresh=fresh)
-        self.train_problems, validation, held_out = load_splits(settings.data, settings.eval.split)
-        self.validation = validation[: settings.train.validation_problems]
-        self.held_out = held_out[: settings.eval.problems]
-        # Everything that can be refused without the model's weights comes before them.
-        optimizer_class(settings.optim)
-        check_installed(settings.log)
-        tokenizer = load_tokenizer(settings.model)
-        chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
-        self._keep_what_fits(chat)
-        if adapter is not None:
-            Policy(blank_model(settings.model), tokenizer).check_saved(adapter)
-        chunk = settings.train.logprob_chunk
-        self.policy = load_policy(settings.model, tokenizer, seed=settings.seed, chunk=chunk, trains=True)
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            # Each would train a copy of its own on the same questions.
-            raise ConfigError(f"launched as {self.accelerator.num_processes} processes; start one, without a launcher")
-        self.policy.to(self.accelerator.device)
-        if self.policy.has_adapter or any(uses_reference(s, make_objective(s)) for s in settings.stages):
-            self.policy.freeze_reference()  # of a whole model a copy, as large as itself
-        if adapter is not None:  # weights that do not fit are refused before the run begins; training loads them again
-            base = {name: tensor.clone() for name, tensor in self.policy.trained_state().items()}
-            self.policy.load_saved(adapter)
-            self.policy.load_trained_state(base)
-        self.player = make_player(self.policy, chat, grader)
+        with self.group.together():
+            check_parallel(settings, self.group)
+            if self.group.is_first:
+                self.run.check(settings, fresh=fresh)
+            material = load_material(settings, self.screen, adapter)
+        self.train_problems, self.validation, self.held_out = material[:3]
+        self.policy, self._start = material.policy, material.start
+        self.parallel = make_parallel(settings, self.policy, self.group)
+        self.player = SharingPlayer(make_player(self.policy, material.chat, material.grader), self.parallel)
         self.progress = Progress(stage=start_stage - 1)
         self.watch = Watch()
         self.trackers = Trackers(settings, self.run, self.screen.say)
-        self._fresh = fresh
-        self._adapter = adapter
-        self._request = StopRequest()
-
-    def _keep_what_fits(self, chat: Chat) -> None:
-        """Leaves out problems whose prompt is too long; refuses limits that the model's context cannot hold."""
-        settings, say = self.settings, self.screen.say
-        self.train_problems = keep_short(self.train_problems, chat, "train", say)
-        self.validation = keep_short(self.validation, chat, "validation", say)
-        self.held_out = keep_short(self.held_out, chat, settings.eval.split, say)
-        positions = context_length(settings.model)
-        check_run(settings, chat, positions, self.train_problems, [*self.validation, *self.held_out])
 
     def train(self) -> dict[str, Metrics]:
         """Runs or goes on with the run; returns the evaluations by name (`base`, then each stage's label).
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, once the step is finished and saved.
+            ProcessLost: another process is gone; says where the run can go on from.
             ScoreError: the run cannot be written or continued.
         """
-        self.run.begin(self.settings, fresh=self._fresh)
+        self.group.first(lambda: self.run.begin(self.settings, fresh=self._fresh))
         for stage in self.settings.stages:
             for caution in stage.cautions():
                 self.screen.say(f"warning: {stage.label}: {caution}")
@@ -137,21 +112,24 @@ class Trainer:
             self.screen.say(f"warning: {caution}")
         finished = False
         try:
-            with heeding_signals(self.screen.say) as self._request:
+            with heeding_signals(self.screen.say) as self._request, noticing_losses():
                 self._run_stages()
             finished = True
+        except ProcessLost as error:
+            saved = checkpoints(self.run.checkpoints)
+            from_here = f"goes on from {saved[-1]}" if saved else "starts anew, as nothing was saved yet"
+            raise ProcessLost(f"{error}; the same command {from_here}") from error
         finally:
             self.trackers.finish(not finished)
-        return self._results()
+        return self.group.first(self._results)
 
     def _run_stages(self) -> None:
-        found = checkpoints(self.run.checkpoints)
+        found = self.group.first(lambda: checkpoints(self.run.checkpoints))
         optimizer = None
         if found:
             optimizer = self._resume(found[-1])
         else:
-            self.run.rewind({})
-            self.trackers.begin(0)
+            self.group.first(lambda: self._begin({}, 0))
             self._validate_base()
         while self.progress.stage < len(self.plan):
             self._write_report()
@@ -159,12 +137,17 @@ class Trainer:
             optimizer = None
         self._write_report()
 
-    def _resume(self, path: Path) -> torch.optim.Optimizer | None:
-        self.progress = read_progress(path)
-        self.screen.say(f"going on from {path}")
-        self.run.rewind(self.progress.file_bytes)
+    def _begin(self, file_bytes: dict[str, int], next_step: int) -> None:
+        self.run.rewind(file_bytes)
         if self.progress.stage < len(self.plan):  # a finished run has nothing more to show
-            self.trackers.begin(self.progress.total_steps + 1)
+            self.trackers.begin(next_step)
+
+    def _resume(self, path: Path) -> torch.optim.Optimizer | None:
+        self._start = None
+        with self.group.together():
+            self.progress = read_progress(path)
+        self.screen.say(f"going on from {path}")
+        self.group.first(lambda: self._begin(self.progress.file_bytes, self.progress.total_steps + 1))
         load_weights(path, self.policy)
         if self.progress.step == 0:
             return None
@@ -177,16 +160,16 @@ class Trainer:
         return label, self.settings.stages[index]
 
     def _make_optimizer(self, stage: StageSettings) -> torch.optim.Optimizer:
-        optimizer = make_optimizer(self.policy.parameters(), self.settings.optim, stage.lr)
-        return self.accelerator.prepare(optimizer)  # type: ignore[no-any-return]
+        return make_optimizer(self.policy.parameters(), self.settings.optim, stage.lr)
 
     def _validate_base(self) -> None:
         self._evaluate("base")
         validation = self._validate()
         self.progress.base_acc_t1 = validation["validation/acc/t1"]
         self._record({"stage": "base", "stage_step": 0, **validation})
-        if self._adapter is not None:
-            self.policy.load_saved(self._adapter)
+        if self._start is not None:
+            self.policy.load_trained_state(self._start)
+            self._start = None
         self._save(self._make_optimizer(self._stage()[1]))
 
     def _run_stage(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -204,8 +187,9 @@ class Trainer:
             while self.progress.step < stage.steps:
                 metrics = self._step(label, stage, optimizer, offline)
                 advance(1, step_note(metrics))
-                if self._request.signal is not None:
-                    self._leave(stage, optimizer)
+                number = self.group.largest(self._request.signal or 0)  # whichever process it came to
+                if number:
+                    self._leave(stage, optimizer, number)
         self._finish_stage(label, stage)
 
     def _set_reference(self, stage: StageSettings) -> None:
@@ -240,6 +224,7 @@ class Trainer:
         objective = make_objective(stage, progress.beta2)
         self.policy.train()
         max_tokens = progress.micro_batch_tokens or self.settings.train.micro_batch_tokens
+        others = (self.group.rank,) if self.group.rank else ()  # as each has rows of its own
         metrics: Metrics
         metrics, enough = accumulate_within_memory(
             self.policy,
@@ -247,9 +232,9 @@ class Trainer:
             stage,
             objective,
             max_tokens=max_tokens,
-            seed=derive(seed, "dropout", progress.stage, progress.step) & (2**63 - 1),
-            backward=self.accelerator.backward,
+            seed=derive(seed, "dropout", progress.stage, progress.step, *others) & (2**63 - 1),
             complete=len(episodes) == len(played),
+            parallel=self.parallel,
         )
         if enough < max_tokens:
             progress.micro_batch_tokens = enough
@@ -257,8 +242,7 @@ class Trainer:
         metrics["optim/lr"] = learning_rate(stage, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = metrics["optim/lr"]
-        norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), self.settings.optim.max_grad_norm)
-        metrics["optim/grad_norm"] = float(norm)
+        metrics["optim/grad_norm"] = self.parallel.clip(self.settings.optim.max_grad_norm)
         optimizer.step()
         if progress.beta2 is not None and stage.kind in ("stage1", "substage"):
             metrics["optim/beta2"] = progress.beta2
@@ -295,19 +279,21 @@ class Trainer:
         base = metrics.get("validation/acc/t1", 0.0) if progress.base_acc_t1 is None else progress.base_acc_t1
         found = rank(self.settings.train, metrics, base, due=self._is_due(stage))
         if found is not None and (progress.best is None or found > progress.best.rank):
-            save_best(self.run.checkpoints, progress.stage, progress.step, self.policy)
+            save_best(self.run.checkpoints, progress.stage, progress.step, self.policy, self.group)
             progress.best = Best(progress.step, found)
 
     def _finish_stage(self, label: str, stage: StageSettings) -> None:
         """Saves the chosen weights as the stage's model, evaluates them and moves on to the next stage."""
         progress = self.progress
-        if progress.best is not None and best_path(self.run.checkpoints, progress.stage, progress.best.step).exists():
+        best = best_path(self.run.checkpoints, progress.stage, progress.best.step if progress.best else 0)
+        if progress.best is not None and self.group.first(best.exists):
             load_best(self.run.checkpoints, progress.stage, progress.best.step, self.policy)
             if progress.best.step != stage.steps:
                 self.screen.say(
                     f"{label}: step {progress.best.step} chosen by train.select={self.settings.train.select}"
                 )
-        write_directory(self.run.model(label), self.policy.save)
+        state = self.policy.saved_state()
+        self.group.first(lambda: write_directory(self.run.model(label), lambda path: self.policy.save(path, state)))
         self._evaluate(label)
         progress.stage, progress.step, progress.best, progress.watch = progress.stage + 1, 0, None, None
         if progress.stage < len(self.plan):
@@ -322,17 +308,13 @@ class Trainer:
     def _offline(self, label: str, stage: StageSettings) -> dict[str, list[Attempt]]:
         if not stage.offline_fraction:
             return {}
-        number = stage.offline_problems
         begin = self.progress.problems_seen - self.progress.step * stage.problems
-        needed: dict[str, Problem] = {}
-        for step in range(stage.steps):
-            start = begin + step * stage.problems
-            for problem in draw_problems(self.train_problems, start, number, self.settings.seed):
-                needed[problem.id] = problem
+        needed = needed_problems(self.train_problems, stage, begin, self.settings.seed)
         file = self.run.path / "offline" / f"{label}.jsonl"
         with self.policy.reference() as model:
-            player = make_player(self.policy, self.player.chat, self.player.grader, model=model)
-            return stored_attempts(file, player, list(needed.values()), stage, self.settings, self.screen)
+            sampler = make_player(self.policy, self.player.player.chat, self.player.player.grader, model=model)
+            player = SharingPlayer(sampler, self.parallel)
+            return stored_attempts(file, player, needed, stage, self.settings, self.screen)
 
     def _validate(self) -> Metrics:
         settings = self.settings.eval.model_copy(
@@ -346,11 +328,17 @@ class Trainer:
     def _evaluate(self, label: str) -> None:
         with self.screen.task(f"{label} evaluation", len(self.held_out)) as advance:
             result = self._play(self.held_out, self.settings.eval, advance)
-        write_evaluation(result, self.run.eval / f"{label}.json")
-        self.trackers.evaluation(label, self.progress.total_steps, result.metrics)
+
+        def write() -> None:
+            write_evaluation(result, self.run.eval / f"{label}.json")
+            self.trackers.evaluation(label, self.progress.total_steps, result.metrics)
+
+        self.group.first(write)
 
     def _write_report(self) -> None:
         """Writes what there is to look at so far."""
+        if not self.group.is_first:
+            return
         try:
             build_report([self.run.path], self.run.report)
         except Exception as error:  # no fault of a page is worth the run that it shows
@@ -364,17 +352,21 @@ class Trainer:
 
     def _record(self, metrics: Metrics, episodes: Sequence[Episode] = ()) -> None:
         step, kept = self.progress.total_steps, self.settings.train.log_episodes
-        self.run.append(self.run.metrics, [{"step": step, **metrics}])
-        rows = [episode.to_json() | {"step": step} for episode in episodes[:kept]]
-        if rows:
-            self.run.append(self.run.episodes(metrics["stage"]), rows)
-        self.trackers.step(step, metrics, episodes, kept)
+
+        def write() -> None:
+            self.run.append(self.run.metrics, [{"step": step, **metrics}])
+            rows = [episode.to_json() | {"step": step} for episode in episodes[:kept]]
+            if rows:
+                self.run.append(self.run.episodes(metrics["stage"]), rows)
+            self.trackers.step(step, metrics, episodes, kept)
+
+        self.group.first(write)
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        self.progress.file_bytes = self.run.sizes()
+        self.progress.file_bytes = self.group.first(self.run.sizes)
         self.progress.watch = self.watch.state()
         keep = self.settings.train.save_total_limit
-        save_checkpoint(self.run.checkpoints, self.progress, self.policy, optimizer, keep)
+        save_checkpoint(self.run.checkpoints, self.progress, self.policy, optimizer, keep, self.group)
 
     def _results(self) -> dict[str, Metrics]:
         import json
@@ -383,8 +375,7 @@ class Trainer:
         files = {label: self.run.eval / f"{label}.json" for label in labels}
         return {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
 
-    def _leave(self, stage: StageSettings, optimizer: torch.optim.Optimizer) -> None:
+    def _leave(self, stage: StageSettings, optimizer: torch.optim.Optimizer, number: int) -> None:
         if not self._is_due(stage):
             self._save(optimizer)
-        assert self._request.signal is not None
-        raise Interrupted(self._request.signal)
+        raise Interrupted(number)

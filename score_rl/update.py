@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from score_rl.batch import Batch, batch_sizes, micro_batches, rows
+from score_rl.batch import Batch, batch_sizes, collate, micro_batches, rows
 from score_rl.episodes import Episode
 from score_rl.errors import ConfigError
 from score_rl.objectives import (
     Estimator,
     Objective,
     advantages,
+    importance,
     kl_estimate,
     length_scale,
     loss,
@@ -22,7 +23,9 @@ from score_rl.objectives import (
     shape_rewards,
     token_weights,
 )
+from score_rl.parallel import Parallel
 from score_rl.policy import Policy, TokenScores
+from score_rl.processes import Group
 from score_rl.schema import StageSettings
 
 
@@ -89,6 +92,7 @@ def accumulate_within_memory(
     seed: int = 0,
     backward: Callable[[Tensor], None] | None = None,
     complete: bool = True,
+    parallel: Parallel | None = None,
 ) -> tuple[dict[str, float], int]:
     """`accumulate` into empty `.grad`, from the start again with half the micro-batch whenever the memory runs out.
 
@@ -96,6 +100,7 @@ def accumulate_within_memory(
 
     Args:
         seed: of an adapter's dropout, the only randomness of an update; without any, the micro-batches do not matter.
+        parallel: as in `accumulate`; memory that runs out in one process halves the micro-batch of all.
 
     Returns:
         Its metrics, and the `max_tokens` that the memory is enough for.
@@ -103,27 +108,38 @@ def accumulate_within_memory(
     Raises:
         ConfigError: a single row is too much.
     """
+    parallel = parallel or Parallel(policy, Group(device=next(policy.parameters()).device))
+    own = parallel.own(rows(episodes))
     while True:
         policy.zero_grad()
         torch.manual_seed(seed)
         try:
             metrics = accumulate(
-                policy, episodes, stage, objective, max_tokens=max_tokens, backward=backward, complete=complete
+                policy,
+                episodes,
+                stage,
+                objective,
+                max_tokens=max_tokens,
+                backward=backward,
+                complete=complete,
+                parallel=parallel,
             )
             return metrics, max_tokens
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            parallel.fail(error)
             failed = error.with_traceback(None)  # which would keep the pass's tensors alive
         # Counted from the largest micro-batch that can be split, as a budget above it changes nothing.
-        split = [size for number, size in batch_sizes(rows(episodes), max_tokens) if number > 1]
+        split = max((size for number, size in batch_sizes(own, max_tokens) if number > 1), default=0)
+        split = parallel.group.largest(split)
         if not split:
             longest = max(len(row.ids) for row in rows(episodes))
             raise ConfigError(
                 f"out of memory for one row of {longest} tokens; set model.gradient_checkpointing=true, model.lora or "
                 "model.quantize=4bit, or shorten stages.N.max_new_tokens"
             ) from failed
-        max_tokens = max(split) // 2
+        max_tokens = split // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -143,40 +159,55 @@ def accumulate(
     max_tokens: int,
     backward: Callable[[Tensor], None] | None = None,
     complete: bool = True,
+    parallel: Parallel | None = None,
 ) -> dict[str, float]:
     """Adds the gradient of the stage's loss over all episodes to `.grad` and returns metrics.
 
-    Normalisation and baselines are computed over the whole batch first, so that micro-batches of `max_tokens` change
-    only how the sum is split.
+    Normalisation and baselines are computed over the whole batch first, so that micro-batches of `max_tokens`, and
+    processes that share the rows, change only how the sum is split.
 
     Args:
+        episodes: all of them, in every process.
         backward: called with each micro-batch's loss; `Tensor.backward` when None.
         complete: False if episodes of these problems were left out because nobody could grade them.
+        parallel: how rows and passes are spread over processes; None for one alone.
     """
-    device = next(policy.parameters()).device
+    parallel = parallel or Parallel(policy, Group(device=next(policy.parameters()).device))
+    device = parallel.group.device
     table = tabulate(episodes, device)
-    batches = micro_batches(rows(episodes), policy.pad_id, max_tokens, device)
+    all_rows = rows(episodes)
+    batches = micro_batches(parallel.own(all_rows), policy.pad_id, max_tokens, device)
+    filler = collate([min(all_rows, key=lambda row: len(row.ids))], policy.pad_id, device)
     beta = table.rewards.new_tensor(objective.beta)
     in_reward = stage.kl.placement == "reward" and any(objective.beta)
     shape = (table.rewards.shape[0], table.rewards.shape[1])
     credit = shape_rewards(objective, table.rewards, table.correct if stage.bonus_on == "correct" else None)
     if in_reward:
-        credit = credit - beta * _kl_in_reward(policy, batches, stage, beta != 0, shape)
+        credit = credit - beta * _kl_in_reward(policy, batches, filler, stage, beta != 0, shape, parallel)
     advantage = advantages(stage.advantage, credit, table.problem, table.nodes, table.sampled, complete=complete)
     scale = length_scale(stage.length_norm, table.lengths, tuple(stage.max_new_tokens))
     weights = token_weights(objective, advantage, scale, stage.kl.placement)
-    total, kl_sums, logprob_sums = 0.0, torch.zeros_like(credit), torch.zeros_like(credit)
-    for batch in batches:
-        scores, held = _score(policy, batch, stage, beta != 0)
+    totals: list[float] = []
+    kl_sums, logprob_sums = torch.zeros_like(credit), torch.zeros_like(credit)
+
+    def one_pass(batch: Batch, weight: float) -> None:
+        scores, held = _score(parallel.model, policy, batch, stage, beta != 0, parallel)
         kl = None if in_reward or held is None else _spread(_kl(stage, scores, held), held)
-        value = loss(weights, batch.token_episode, batch.token_turn, scores.logprobs, kl)
-        (backward or torch.Tensor.backward)(value)
-        total += float(value.detach())
-        logprob_sums += per_attempt(scores.logprobs.detach(), batch.token_episode, batch.token_turn, shape)
+        ratio = importance(objective.importance_cap, scores.logprobs, batch.engine_logprobs)
+        value = loss(weights, batch.token_episode, batch.token_turn, scores.logprobs, kl, ratio)
+        (backward or torch.Tensor.backward)(value * weight)
+        if not weight:
+            return
+        totals.append(float(value.detach()))
+        logprob_sums.add_(per_attempt(scores.logprobs.detach(), batch.token_episode, batch.token_turn, shape))
         if held is not None:
             # k3 is never negative and has little variance, so it is what is logged for a sampled estimate.
             seen = _spread(_kl(stage, scores, held, estimator="k3").detach(), held)
-            kl_sums += per_attempt(seen, batch.token_episode, batch.token_turn, shape)
+            kl_sums.add_(per_attempt(seen, batch.token_episode, batch.token_turn, shape))
+
+    parallel.train(batches, filler, one_pass)
+    total = sum(parallel.group.gather(lambda: sum(totals)))
+    parallel.group.add([kl_sums, logprob_sums])
     return _metrics(episodes, table, total, kl_sums, objective.beta, logprob_sums, advantage)
 
 
@@ -187,22 +218,27 @@ class Held(NamedTuple):
     ref_logprobs: Tensor
 
 
-def _score(policy: Policy, batch: Batch, stage: StageSettings, pinned: Tensor) -> tuple[TokenScores, Held | None]:
+def _score(
+    model: nn.Module, policy: Policy, batch: Batch, stage: StageSettings, pinned: Tensor, parallel: Parallel
+) -> tuple[TokenScores, Held | None]:
     """Scores of all tokens, and of the reference where an attempt is pinned; nobody else's tokens are shown to it.
 
     Args:
+        model: scores as the policy does.
         pinned: [A], True for attempts whose beta is not 0.
     """
     temperature = stage.sampling.temperature
     inputs = (batch.input_ids, batch.attention_mask, batch.predicts)
     part = batch.only(pinned)
     if part is None:
-        return policy(*inputs, temperature=temperature), None
+        if parallel.in_lockstep and pinned.any():  # the other processes' batches may have such tokens
+            policy.reference_logprobs(policy.reference_hidden(*inputs), batch.targets, temperature)
+        return model(*inputs, temperature=temperature), None
     states = policy.reference_hidden(part.input_ids, part.attention_mask, part.predicts)
     held = Held(pinned[batch.token_turn - 1], policy.reference_logprobs(states, part.targets, temperature))
     if stage.kl.estimator != "exact":
-        return policy(*inputs, temperature=temperature), held
-    return policy(*inputs, temperature=temperature, reference_states=states, among=held.among), held
+        return model(*inputs, temperature=temperature), held
+    return model(*inputs, temperature=temperature, reference_states=states, among=held.among), held
 
 
 def _kl(stage: StageSettings, scores: TokenScores, held: Held, estimator: Estimator | None = None) -> Tensor:
@@ -220,14 +256,25 @@ def _spread(values: Tensor, held: Held) -> Tensor:
 
 @torch.no_grad()
 def _kl_in_reward(
-    policy: Policy, batches: Sequence[Batch], stage: StageSettings, pinned: Tensor, shape: tuple[int, int]
+    policy: Policy,
+    batches: Sequence[Batch],
+    filler: Batch,
+    stage: StageSettings,
+    pinned: Tensor,
+    shape: tuple[int, int],
+    parallel: Parallel,
 ) -> Tensor:
     """Estimated KL of each pinned attempt, detached -> [E, A] (Ahmadian et al. 2024)."""
     sums = torch.zeros(shape, device=pinned.device)
-    for batch in batches:
-        scores, held = _score(policy, batch, stage, pinned)
-        if held is not None:
-            sums += per_attempt(_spread(_kl(stage, scores, held), held), batch.token_episode, batch.token_turn, shape)
+
+    def one_pass(batch: Batch, weight: float) -> None:
+        scores, held = _score(policy, policy, batch, stage, pinned, parallel)
+        if held is not None and weight:
+            kl = _spread(_kl(stage, scores, held), held)
+            sums.add_(per_attempt(kl, batch.token_episode, batch.token_turn, shape))
+
+    parallel.look(batches, filler, one_pass)
+    parallel.add([sums])
     return sums
 
 

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only modules to the left of it on its own floor, or on a floor above.
 FLOORS = {
-    "words": "errors registry episodes records strict chat_schema model_schema schema settings",
+    "words": "errors registry episodes records strict chat_schema model_schema engine_schema schema settings",
     "meaning": (
         "stats resampling votes power diff "
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
@@ -26,13 +26,16 @@ FLOORS = {
         "report.differences report.parts report.verdict report.page report"
     ),
     "tensors": "batch draws objectives schedule",
-    "models": "logprobs adapters policy unsloth_loader loading optim update decode rollout endpoint embedded",
+    "models": (
+        "processes shards logprobs adapters policy unsloth_loader loading optim parallel update decode rollout sharing "
+        "synced vllm_engine vllm_server engines endpoint embedded"
+    ),
     "procedures": (
-        "evaluation token_kl checkpoint interrupts tracking trackers offline train planning.shapes planning.memory "
-        "planning.costs planning"
+        "evaluation token_kl checkpoint interrupts tracking trackers offline material train planning.shapes "
+        "planning.memory planning.costs planning"
     ),
     "edge": (
-        "embedded.build recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "
+        "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "
         "profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
         "cli.data_tools cli.grade cli.report cli.compare cli "
         "__main__"

@@ -1,0 +1,227 @@
+"""How a step's forward and backward passes are spread over the processes (`parallel.kind`)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from score_rl.batch import Batch, Row
+from score_rl.errors import ConfigError
+from score_rl.policy import Policy
+from score_rl.processes import Group
+from score_rl.schema import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Pass = Callable[[Batch, float], None]
+"""Does one pass over a batch, whose loss is multiplied by the number; 0 for a batch that only keeps others company."""
+
+
+class OutOfMemoryElsewhere(torch.OutOfMemoryError):
+    """Another process ran out of memory."""
+
+
+class Parallel:
+    """One process alone, and what the kinds have in common.
+
+    Attributes:
+        model: scores tokens as the policy does, so that gradients meet where they have to.
+        in_lockstep: every pass of this process waits for one of each other process.
+    """
+
+    in_lockstep = False
+
+    def __init__(self, policy: Policy, group: Group) -> None:
+        self.policy, self.group = policy, group
+        policy.to(group.device)
+        self.model: nn.Module = policy
+
+    def own(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that this process takes; each goes to one, and all get about as many tokens."""
+        if self.group.size == 1:
+            return list(rows)
+        mine, loads = [], [0] * self.group.size
+        for row in sorted(rows, key=lambda row: -len(row.ids)):
+            least = loads.index(min(loads))
+            loads[least] += len(row.ids)
+            if least == self.group.rank:
+                mine.append(row)
+        return mine
+
+    def train(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
+        """Runs passes with gradients, and leaves the sum over all processes in `.grad` of each."""
+        for batch in batches:
+            run(batch, 1.0)
+
+    def look(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
+        """Runs passes without gradients."""
+        for batch in batches:
+            run(batch, 1.0)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Adds up each tensor over the processes, in place."""
+        self.meet()
+        self.group.add(tensors)
+
+    def meet(self) -> None:
+        """Returns when every process has got here.
+
+        Raises:
+            OutOfMemoryElsewhere: one has run out of memory instead.
+        """
+        if self.group.largest(0):
+            raise OutOfMemoryElsewhere("another process is out of memory")
+
+    def fail(self, error: RuntimeError) -> None:
+        """Tells the others, who are going to `meet`, that the memory ran out here, unless they said so."""
+        if not isinstance(error, OutOfMemoryElsewhere):
+            self.group.largest(1)
+
+    def clip(self, limit: float) -> float:
+        """Scales the gradient down to `limit` -> its norm before, over all processes."""
+        norm: Any = nn.utils.clip_grad_norm_(self.policy.parameters(), limit)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    @contextmanager
+    def sampling(self, model: nn.Module | None) -> Iterator[None]:
+        """Within it this process can use the policy's model, or its reference's, without the others."""
+        yield
+
+
+class Replicated(Parallel):
+    """torch's DistributedDataParallel: each process has the whole model and its share of the rows.
+
+    The passes of a step run without communication. A last one over next to nothing brings the gradients together, so
+    that memory which runs out in one process is known to all before they wait for each other.
+    """
+
+    def __init__(self, policy: Policy, group: Group) -> None:
+        super().__init__(policy, group)
+        # It warns where nothing is unused; a mixture of experts leaves many unused in so short a pass.
+        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+        self.model = nn.parallel.DistributedDataParallel(
+            policy, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+        )
+
+    def train(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
+        """As `Parallel.train`."""
+        with self.model.no_sync():  # type: ignore[operator]
+            for batch in batches:
+                run(batch, float(self.group.size))  # since the gradients are averaged
+        self.meet()
+        run(filler, 0.0)
+
+
+class Sharded(Parallel):
+    """torch's FSDP2: each process holds a part of each layer's weights, and gets the others when it needs them.
+
+    The reference of a whole model is sharded in its layers alone.
+    """
+
+    in_lockstep = True
+
+    def __init__(self, policy: Policy, group: Group) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        # From here a layer at a time goes to the device, and no process ever holds more than one of them whole there.
+        mesh = init_device_mesh(group.device.type, (group.size,))
+        for layer in [*_layers(policy.causal_lm), policy]:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        for model in policy.frozen_models():
+            for layer in _layers(model):
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            model.to(group.device)
+        register_fsdp_forward_method(policy, "reference_hidden")
+        register_fsdp_forward_method(policy, "reference_logprobs")
+        super().__init__(policy, group)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=group.device)
+        with torch.no_grad():  # the policy must be known as the root before one of its layers runs by itself
+            policy(ids, torch.ones_like(ids), torch.ones(1, 1, dtype=torch.bool, device=group.device))
+
+    def train(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
+        """As `Parallel.train`; a process with fewer batches than another runs fillers, as all must take part."""
+        self._run(batches, filler, run, float(self.group.size))  # since the gradients are averaged
+
+    def look(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
+        """As `Parallel.look`, with fillers as in `train`."""
+        self._run(batches, filler, run, 1.0)
+
+    def _run(self, batches: Sequence[Batch], filler: Batch, run: Pass, weight: float) -> None:
+        for number in range(self.group.largest(len(batches))):
+            if number < len(batches):
+                run(batches[number], weight)
+            else:
+                run(filler, 0.0)
+
+    def fail(self, error: RuntimeError) -> None:
+        """Ends the run: the others are in the middle of a pass that this process cannot finish."""
+        raise ConfigError(
+            "out of memory; with parallel.kind=fsdp it cannot be tried again: lower train.micro_batch_tokens, or set "
+            "model.gradient_checkpointing=true"
+        ) from error
+
+    @contextmanager
+    def sampling(self, model: nn.Module | None) -> Iterator[None]:
+        """As `Parallel.sampling`; all of the model is in this process's memory meanwhile."""
+        from torch.distributed.fsdp import FSDPModule
+
+        root = self.policy if model is self.policy.causal_lm else model
+        shards: list[Any] = [] if root is None else [m for m in root.modules() if isinstance(m, FSDPModule)]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in shards:
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
+
+
+def _layers(model: Any) -> list[nn.Module]:
+    """What transformers keeps together on one device: the decoder layers."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def make_parallel(settings: Settings, policy: Policy, group: Group) -> Parallel:
+    """The policy on its device, spread as `parallel.kind` says.
+
+    Raises:
+        ConfigError: as `check_parallel`.
+    """
+    check_parallel(settings, group)
+    if group.size == 1:
+        return Parallel(policy, group)
+    return {"ddp": Replicated, "fsdp": Sharded}[settings.parallel.kind](policy, group)
+
+
+def check_parallel(settings: Settings, group: Group) -> None:
+    """Refuses what several processes cannot do.
+
+    Raises:
+        ConfigError: fewer questions than processes, or weights that cannot be sharded.
+    """
+    for number, stage in enumerate(settings.stages):
+        if stage.problems < group.size:
+            raise ConfigError(
+                f"stages.{number}.problems={stage.problems}: fewer questions a step than the {group.size} processes; "
+                f"raise it, or start {stage.problems} or fewer"
+            )
+    if settings.parallel.kind == "ddp" or group.size == 1:
+        return
+    for key, value, good in (
+        ("model.quantize", settings.model.quantize, None),
+        ("model.loader", settings.model.loader, "transformers"),
+        ("optim.kind", settings.optim.kind, "adamw"),
+    ):
+        if value != good:
+            mend = "null" if good is None else good
+            raise ConfigError(f"{key}={value} cannot be sharded; set parallel.kind=ddp, or {key}={mend}")

@@ -1,0 +1,202 @@
+"""The processes of a run: how many there are, what they tell each other, and how all of them leave when one must."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from score_rl.errors import ProcessError, ProcessLost, ScoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others, which may be sampling or writing; the launcher ends them all much sooner
+when one of them dies."""
+
+COUNTERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+"""What launchers that we do not join leave in the environment of each copy."""
+
+BROKEN = ("connection closed by peer", "connection reset", "timed out", "broken pipe", "connection refused", "nccl")
+"""What gloo and NCCL say when a process at the other end is gone; they have no class for it."""
+
+
+class Group:
+    """All processes of a run, this one included; a process alone talks to nobody.
+
+    Every method but `share` is to be called by all of them, in the same order.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: how many there are.
+        device: where this process computes.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+        self.rank, self.size = rank, size
+        self.device = device or torch.device("cpu")
+        self._is_over = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def share(self, number: int) -> range:
+        """Places of this process's part of `number` things: parts are contiguous and differ by one at most."""
+        return range(number * self.rank // self.size, number * (self.rank + 1) // self.size)
+
+    def gather(self, make: Callable[[], T]) -> list[T]:
+        """What `make` gives in each process, by rank.
+
+        Raises:
+            Exception: what `make` raised here.
+            ProcessError: it raised something elsewhere.
+            ProcessLost: another process is gone.
+        """
+        if self.size == 1:
+            return [make()]
+        value, error = None, None
+        try:
+            value = make()
+        except Exception as found:
+            if self._is_over or isinstance(found, ProcessLost):
+                raise  # all know of an error already, or there are none left to tell
+            error = found
+        answers: list[Any] = [None] * self.size
+        with noticing_losses():
+            torch.distributed.all_gather_object(answers, (value, None if error is None else self._tell(error)))
+        self._is_over = any(text is not None for _, text in answers)
+        if error is not None:
+            raise error
+        trouble = next((text for _, text in answers if text is not None), None)
+        if trouble is not None:
+            raise ProcessError(trouble)
+        return [answer for answer, _ in answers]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the first process, which alone calls it; raises as `gather`."""
+        return self.gather(lambda: make() if self.is_first else None)[0]  # type: ignore[return-value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails within in one process fails in all of them, when all of them are through; raises as `gather`."""
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as found:
+            error = found
+
+        def outcome() -> None:
+            if error is not None:
+                raise error
+
+        self.gather(outcome)
+
+    def largest(self, number: int) -> int:
+        """The largest of the processes' numbers; raises `ProcessLost`."""
+        if self.size == 1:
+            return number
+        found = torch.tensor(number, device=self.device)
+        with noticing_losses():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return int(found)
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Adds up each tensor over the processes, in place; raises `ProcessLost`."""
+        if self.size > 1:
+            with noticing_losses():
+                for tensor in tensors:
+                    torch.distributed.all_reduce(tensor)
+
+    def _tell(self, error: Exception) -> str:
+        """What the others say of an error here."""
+        where = f"process {self.rank} of {self.size}: "
+        return f"{where}{error}" if isinstance(error, ScoreError) else f"{where}{type(error).__name__}: {error}"
+
+
+def start() -> Group:
+    """The group that this process was launched into, joined if it was not yet; a group of one without a launcher.
+
+    Raises:
+        ProcessError: a launcher started several copies that cannot find each other.
+    """
+    size = _launched()
+    device = _device()
+    if size > 1 and not torch.distributed.is_initialized():
+        if device.type != "cpu":
+            torch.accelerator.set_device_index(device.index)
+        backends = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl", "xpu": "cpu:gloo,xpu:xccl"}
+        try:
+            torch.distributed.init_process_group(backends.get(device.type), timeout=PATIENCE)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ProcessError(f"launched as one of {size} processes that do not meet ({reason})") from error
+    if not torch.distributed.is_initialized():
+        return Group(device=device)
+    found = torch.distributed.get_world_size()
+    if found != size:
+        raise ProcessError(
+            f"the launcher says WORLD_SIZE={size} and the process group has {found} processes; start all of them with "
+            "one torchrun or accelerate launch"
+        )
+    return Group(torch.distributed.get_rank(), found, device)
+
+
+def leave() -> None:
+    """Takes leave of the others, if there are any; every process is through with its work."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _launched() -> int:
+    """Processes that a launcher says there are.
+
+    Raises:
+        ProcessError: a launcher whose copies would each train for themselves.
+    """
+    mend = "start it with: torchrun --nproc-per-node N -m score_rl train RECIPE"
+    if "WORLD_SIZE" in os.environ:
+        size = int(os.environ["WORLD_SIZE"])
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if size > 1 and missing:
+            raise ProcessError(f"WORLD_SIZE={size} is set and {', '.join(missing)} is not; {mend}")
+        return size
+    for name in COUNTERS:
+        if int(os.environ.get(name, "1")) > 1:
+            raise ProcessError(f"{name}={os.environ[name]}: that many copies would each train for themselves; {mend}")
+    # What it does with --cpu and several processes: it names the place to meet, and starts one.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
+        raise ProcessError(f"accelerate launch was asked for several processes and has started one; {mend}")
+    return 1
+
+
+def _device() -> torch.device:
+    """The accelerator of this process, or the CPU where there is none or accelerate was told so."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    return found if found.type == "mps" else torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+@contextmanager
+def noticing_losses() -> Iterator[None]:
+    """Turns what torch raises when another process is gone into `ProcessLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, ProcessLost) or not any(sign in str(error).lower() for sign in BROKEN):
+            raise
+        if not torch.distributed.is_initialized():
+            raise
+        raise ProcessLost("another process of the run is gone") from error
