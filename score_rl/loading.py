@@ -58,7 +58,7 @@ def model_directory(settings: ModelSettings, *, weights: bool = True) -> Path:
         raise ConfigError(f"model.path={path}: no such directory; give a transformers model directory or `embedded`")
     if (directory / "config.yaml").is_file() and not (directory / "config.json").is_file():
         return final_model(directory)
-    if not ((directory / "config.json").is_file() or _is_adapter(directory)):
+    if not ((directory / "config.json").is_file() or is_adapter(directory)):
         raise ConfigError(f"model.path={path}: no config.json in it; give a transformers model directory")
     return directory
 
@@ -78,7 +78,8 @@ def _from_hub(settings: ModelSettings, weights: bool) -> Path:
     return Path(found)
 
 
-def _is_adapter(directory: Path) -> bool:
+def is_adapter(directory: Path) -> bool:
+    """Whether it holds an adapter and no whole model."""
     return (directory / "adapter_config.json").is_file()
 
 
@@ -116,7 +117,7 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     path = model_directory(settings, weights=False)
-    if _is_adapter(path) and not (path / "tokenizer_config.json").is_file():
+    if is_adapter(path) and not (path / "tokenizer_config.json").is_file():
         path = model_directory(base_settings(settings, path), weights=False)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
@@ -133,7 +134,7 @@ def load_config(settings: ModelSettings) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     path = model_directory(settings, weights=False)
-    if _is_adapter(path):
+    if is_adapter(path):
         path = model_directory(base_settings(settings, path), weights=False)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code)
@@ -161,7 +162,7 @@ def load_model(settings: ModelSettings, *, trains: bool = False) -> PreTrainedMo
         ConfigError: no such model, no causal language model, or an adapter that does not fit its base or the settings.
         MissingExtra: 4 bits without bitsandbytes, or Unsloth's loader without Unsloth.
     """
-    whole = settings.lora is None and not _is_adapter(model_directory(settings, weights=False))
+    whole = settings.lora is None and not is_adapter(model_directory(settings, weights=False))
     if trains and whole and settings.quantize is not None:
         raise ConfigError(
             f"model.quantize={settings.quantize}: a whole model cannot train in 4 bits; set model.lora={{}}"
@@ -171,7 +172,7 @@ def load_model(settings: ModelSettings, *, trains: bool = False) -> PreTrainedMo
     if not whole:
         blank_model(settings)  # an adapter that does not fit is refused before anybody waits for weights
     path = model_directory(settings)
-    if not _is_adapter(path):
+    if not is_adapter(path):
         if trains and whole and settings.dtype == "auto":
             settings = settings.model_copy(update={"dtype": "float32"})
         return _load_base(settings)
@@ -193,7 +194,7 @@ def blank_model(settings: ModelSettings) -> Any:
     from transformers import AutoModelForCausalLM
 
     path = model_directory(settings, weights=False)
-    saved = model_directory(settings) if _is_adapter(path) else None
+    saved = model_directory(settings) if is_adapter(path) else None
     base = settings if saved is None else base_settings(settings, saved)
     config = load_config(base)
     with torch.device("meta"):
