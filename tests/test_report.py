@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import zlib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from wild_run import ATTACKS, attempt, made_up, wild_run, write_evaluation_of, write_run
 
+from score_rl.cli import main
 from score_rl.episodes import Episode, Problem
 from score_rl.errors import ConfigError, DataError
 from score_rl.report import build, render
@@ -120,7 +122,11 @@ def test_a_broken_file_of_metrics_is_named(tmp_path: Path, content: str) -> None
         render([run])
 
 
-@pytest.mark.parametrize("row", [{}, {"problem": {"id": 1}}, {"problem": [], "attempts": [], "path": [0]}])
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"problem": {"id": 1}}, {"problem": {"id": "1", "question": "?", "answer": "1"}, "attempts": [], "path": [0]}],
+    ids=["empty", "no question", "no attempts"],
+)
 def test_a_broken_episode_is_named_with_its_line(tmp_path: Path, row: dict[str, object]) -> None:
     run = run_of(tmp_path, episodes(1, 0, 0, 0), episodes(1, 0, 0, 0))
     with (run / "eval" / "stage1.jsonl").open("a") as file:
@@ -349,3 +355,22 @@ def test_what_was_left_out_is_said(tmp_path: Path) -> None:
         note,
     )
     assert len(page) < 250_000
+
+
+def test_the_command_writes_the_page_and_says_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(tmp_path, episodes(1, 1, 0, 0), episodes(1, 1, 0, 0))
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["score", "report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, "".join(capsys.readouterr())
+
+    assert said(run) == (0, "report in report.html (0.1 MB)\n")
+    assert (tmp_path / "report.html").read_text() == render([run])
+    assert said(run, "-o", run)[1] == f"error: -o {run}: is a directory; name the HTML file to write\n"
+    assert said(tmp_path, "-o", "a/b.html")[0] == 2
+    assert said(run, "-o", "a/b.html")[0] == 0 and (tmp_path / "a" / "b.html").is_file()

@@ -45,6 +45,8 @@ def report(
     if port is not None:
         raise ConfigError(f"--port {port}: only for --watch; add it or leave the port out")
     output = output or Path("report.html")
+    if output.is_dir():
+        raise ConfigError(f"-o {output}: is a directory; name the HTML file to write")
     check_writable(output.parent)
     path = build(runs, output, megabytes=megabytes)
     typer.echo(f"report in {path} ({path.stat().st_size / 1e6:.1f} MB)")

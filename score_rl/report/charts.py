@@ -166,7 +166,7 @@ def histogram(title: str, note: str, same: int, bins: Sequence[int], most: float
     total = same + sum(bins)
     shares = [count / total for count in bins]
     y_ticks = ticks(0.0, max(most, 0.01))
-    frame = Frame((0.0, 1.0), (0.0, y_ticks[-1]), left=64, edge=40, top=10)
+    frame = Frame((0.0, 1.0), (0.0, y_ticks[-1]), left=78, edge=40, top=10)
     drawn = frame.axes([0.0, 0.25, 0.5, 0.75, 1.0], y_ticks, lambda x: f"{x:g}", whole_percent, "edit-distance ratio")
     drawn.append(text(50, frame.bottom + 15, "same", anchor="middle"))
     width = (frame.right - frame.left) / len(bins)

@@ -22,6 +22,7 @@ from score_rl.report.verdict import judge
 from score_rl.run import stage_plan
 
 MOST_FLAGS = 12
+SCRIPTS = ("diff.js", "text.js", "attempts.js", "report.js")
 
 
 class Counted(NamedTuple):
@@ -38,7 +39,7 @@ def compose(runs: Sequence[Run], most_bytes: int) -> str:
         DataError: an evaluation's file cannot be read.
     """
     counted = _count(runs, most_bytes)
-    css, script = _file("report.css"), _file("diff.js") + _file("report.js")
+    css, script = _file("report.css"), "".join(map(_file, SCRIPTS))
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(css)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -91,9 +92,7 @@ def _view(run: Run, counted: Counted, prefix: str) -> dict[str, Any]:
         "more_flags": len(flagged[MOST_FLAGS:]),
         "curves": parts.curves(run, flagged),
         "rewriting": parts.rewriting(run.evaluations, summaries),
-        "attempts": parts.over_attempts(every),
-        "tokens": parts.over_tokens(every),
-        "samples": parts.over_samples(every),
+        "more": [*parts.over_attempts(every), *parts.over_tokens(every), *parts.over_samples(every)],
         "groups": parts.by_field(every),
         "config": run.settings.dump(),
         "environment": json.dumps(run.environment, indent=1) if run.environment else "",
@@ -124,7 +123,7 @@ def _transcripts(runs: Sequence[Run], packed: Mapping[tuple[str, str], Packed]) 
             index.append(
                 {
                     "key": evaluation.name if alone else f"{run.name}/{evaluation.name}",
-                    "title": _called(evaluation) if alone else f"{run.name}: {_called(evaluation)}",
+                    "title": evaluation.title if alone else f"{run.name}: {evaluation.title}",
                     "samples": found.samples,
                     "notes": _left_out(evaluation, found),
                     "chosen": bool(run is runs[0] and run.evaluations and evaluation is run.evaluations[-1]),
@@ -132,10 +131,6 @@ def _transcripts(runs: Sequence[Run], packed: Mapping[tuple[str, str], Packed]) 
             )
             episodes.append(found.data)
     return {"index": script_json(index), "episodes": episodes}
-
-
-def _called(evaluation: Evaluation) -> str:
-    return evaluation.title if evaluation.title == evaluation.name else f"{evaluation.title} ({evaluation.name})"
 
 
 def _left_out(evaluation: Evaluation, packed: Packed) -> list[str]:

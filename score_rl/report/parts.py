@@ -169,8 +169,14 @@ def over_attempts(evaluations: Sequence[Evaluation]) -> list[Chart]:
         if len(points) > 2:
             line = Series("accuracy", "t2", points, band)
             axes = Axes("attempt", whole_percent, y_most=(0.0, 1.0), x_ticks=[x for x, _ in points])
-            charts.append(line_chart(e.title, _how(e.metrics), [line], axes))
+            charts.append(line_chart("Accuracy over attempts", _of(e), [line], axes))
     return [c for c in charts if c is not None]
+
+
+def _of(evaluation: Evaluation) -> str:
+    """Of which model a chart is, and how it was asked."""
+    how, model = _how(evaluation.metrics), evaluation.title.partition(":")[0]
+    return f"{model}, {how}." if how else f"{model}."
 
 
 def over_tokens(evaluations: Sequence[Evaluation]) -> list[Chart]:
@@ -186,14 +192,15 @@ def over_tokens(evaluations: Sequence[Evaluation]) -> list[Chart]:
             lines.append(Series(words, style, sorted(placed), sorted(bands) if kind == "mixed" else ()))
             ticks |= {x for x, _ in placed}
         axes = Axes("generated tokens a problem", whole_percent, y_most=(0.0, 1.0), log_x=True, x_ticks=_apart(ticks))
-        charts.append(line_chart(e.title, _how(e.metrics), lines, axes))
+        if max(len(line.points) for line in lines) > 1:
+            charts.append(line_chart("Accuracy against tokens", _of(e), lines, axes))
     return [c for c in charts if c is not None]
 
 
 _SPENDING = {
-    "parallel": "parallel: majority of first attempts",
-    "sequential": "sequential: last attempts of chains",
-    "mixed": "mixed: majority of all attempts of chains",
+    "parallel": "many first attempts, majority",
+    "sequential": "chains, majority of last attempts",
+    "mixed": "chains, majority of all attempts",
 }
 
 
@@ -219,7 +226,8 @@ def over_samples(evaluations: Sequence[Evaluation]) -> list[Chart]:
         ns = {x for line in lines for x, _ in line.points}
         axes = Axes("samples n", whole_percent, y_most=(0.0, 1.0), log_x=True, x_ticks=sorted(ns))
         if len(ns) > 1:
-            charts.append(line_chart(e.title, _how(e.metrics), lines, axes))
+            note = f"{_of(e)} pass@n: one of n is right; maj@n: the most frequent answer is."
+            charts.append(line_chart("Several samples", note, lines, axes))
     return [c for c in charts if c is not None]
 
 

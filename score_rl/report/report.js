@@ -1,4 +1,4 @@
-/* The reader of transcripts. What models wrote enters the page as text nodes and in no other way. */
+/* The reader of transcripts: unpacks, filters, lists and shows them; keys, links and the theme. */
 (() => {
   const ROW = 52;
   const KINDS = [
@@ -6,41 +6,10 @@
     ['miss', 'i→i', 'wrong both times'], ['keep', 'c→c', 'right both times'], ['unknown', 'not graded', 'no grade'],
   ];
   const MARKS = { won: 'i→c', lost: 'c→i', miss: 'i→i', keep: 'c→c', unknown: '?', right: 'c', wrong: 'i' };
-  const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]+|(?:[\ud800-\udbff](?![\udc00-\udfff]))+|(?:(?<![\ud800-\udbff])[\udc00-\udfff])+/g;
-  const NAMES = {
-    0x061c: 'ALM', 0x200b: 'ZWSP', 0x200e: 'LRM', 0x200f: 'RLM', 0x2028: 'LS', 0x2029: 'PS', 0x202a: 'LRE', 0x202b: 'RLE',
-    0x202c: 'PDF', 0x202d: 'LRO', 0x202e: 'RLO', 0x2060: 'WJ', 0x2066: 'LRI', 0x2067: 'RLI', 0x2068: 'FSI', 0x2069: 'PDI', 0xfeff: 'BOM',
-  };
-  const MOST_CONTROLS = 40;
   const get = (id) => document.getElementById(id);
   const index = JSON.parse(get('index').textContent);
   const loaded = new Map();
   const state = { evaluation: -1, rows: [], shown: [], at: -1, kind: 'all', mode: 'changes', pair: [0, 1] };
-
-  function make(tag, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.append(...plain(text));
-    return element;
-  }
-
-  /* Text with what cannot be seen spelled out. */
-  function plain(text) {
-    const nodes = [];
-    let from = 0;
-    for (const found of text.matchAll(HIDDEN)) {
-      if (found.index > from) nodes.push(document.createTextNode(text.slice(from, found.index)));
-      const names = Array.from(found[0].slice(0, MOST_CONTROLS), (c) => NAMES[c.codePointAt(0)] || `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}`);
-      if (found[0].length > MOST_CONTROLS) names.push(`and ${found[0].length - MOST_CONTROLS} more`);
-      const span = document.createElement('span');
-      span.className = 'control';
-      span.textContent = names.map((name) => `⟦${name}⟧`).join('');
-      nodes.push(span);
-      from = found.index + found[0].length;
-    }
-    if (from < text.length) nodes.push(document.createTextNode(text.slice(from)));
-    return nodes;
-  }
 
   /* ---- data ---- */
 
@@ -70,8 +39,6 @@
     if (second === undefined) return first ? 'right' : 'wrong';
     return first ? (second ? 'keep' : 'lost') : (second ? 'won' : 'miss');
   }
-
-  const whole = (text) => (typeof text === 'string' ? text : text[0] + text[2]);
 
   async function choose(place, wanted) {
     state.evaluation = place;
@@ -254,7 +221,7 @@
     const facts = [`${(state.at + 1).toLocaleString('en')} of ${state.shown.length.toLocaleString('en')}`];
     for (const [name, value] of Object.entries(row.fields)) facts.push(`${name} ${value}`);
     const parts = [header, make('p', 'facts', facts.join(' · ')), block('Question', row.question, 'question'), block('Accepted answer', row.gold, 'gold')];
-    parts.push(modes(row), attempts(row));
+    parts.push(modes(row), drawAttempts(row, state.pair, current(row)));
     detail.replaceChildren(...parts);
     highlight(detail);
   }
@@ -264,22 +231,6 @@
     element.type = 'button';
     element.addEventListener('click', act);
     return element;
-  }
-
-  function block(name, text, className) {
-    const section = make('div', `block ${className}`);
-    section.append(make('h4', '', name), body(text));
-    return section;
-  }
-
-  /* A text, a cut one with a word on what is missing. */
-  function body(text, nodes) {
-    const pre = make('div', 'text');
-    pre.dir = 'auto';
-    if (nodes) pre.append(...nodes);
-    else if (typeof text === 'string') pre.append(...(text ? plain(text) : [make('span', 'empty', '(nothing)')]));
-    else pre.append(...plain(text[0]), make('span', 'cut', `${text[1].toLocaleString('en')} characters are left out here`), ...plain(text[2]));
-    return pre;
   }
 
   function modes(row) {
@@ -336,61 +287,6 @@
   function current(row) {
     const choices = offered(row).map(([mode]) => mode);
     return choices.includes(state.mode) ? state.mode : choices[0];
-  }
-
-  function attempts(row) {
-    const chosen = row.attempts.length > 1 ? state.pair : [0];
-    const grid = make('div', chosen.length > 1 ? 'attempts' : 'attempts alone');
-    const mode = current(row);
-    const texts = chosen.map((k) => row.attempts[k][0]);
-    const bothWhole = texts.every((text) => typeof text === 'string');
-    const sides = mode === 'changes' && bothWhole ? words(texts[0], texts[1]) : null;
-    chosen.forEach((k, side) => {
-      const nodes = sides && texts[side] ? marked(sides[side], side ? 'ins' : 'del') : null;
-      grid.append(attempt(row.attempts[k], k, mode === 'kl' && row.attempts[k][6] ? shaded(row.attempts[k][6]) : nodes));
-    });
-    if (mode !== 'changes' || sides) {
-      if (sides && texts[0] === texts[1]) grid.append(make('p', 'remark', `Attempt ${chosen[1] + 1} is attempt ${chosen[0] + 1}, letter by letter.`));
-      return grid;
-    }
-    grid.append(make('p', 'remark', bothWhole ? 'The two have too little in common to be compared word by word.' : 'Too long to be compared word by word.'));
-    return grid;
-  }
-
-  function attempt([text, answer, correct, note, length, finished], k, nodes) {
-    const grade = correct === null ? 'not graded' : (correct ? 'right' : 'wrong');
-    const element = make('section', `attempt ${grade}`);
-    element.setAttribute('aria-label', `Attempt ${k + 1}, ${grade}`);
-    const head = make('h4', '', `Attempt ${k + 1}`);
-    head.append(make('span', 'grade', grade), make('span', '', `${length.toLocaleString('en')} tokens${finished ? '' : ', cut off'}`));
-    const list = make('dl');
-    list.append(make('dt', '', 'answer'), answer === null ? make('dd', 'empty', 'none found') : make('dd', '', answer));
-    if (note !== null) list.append(make('dt', '', 'note'), make('dd', '', note));
-    element.append(head, body(text, nodes), list);
-    return element;
-  }
-
-  function marked(pieces, tag) {
-    const nodes = [];
-    for (const [text, changed, parts] of pieces) {
-      if (!changed) { nodes.push(...plain(text)); continue; }
-      const element = make(tag);
-      for (const [part, strong] of parts) {
-        if (strong) element.append(make('b', '', part));
-        else element.append(...plain(part));
-      }
-      nodes.push(element);
-    }
-    return nodes;
-  }
-
-  function shaded([tokens, nats]) {
-    return tokens.map((token, place) => {
-      const value = nats[place] / 1000;
-      const span = make('span', `kl${[0.01, 0.1, 0.5, 2].filter((bound) => value > bound).length}`, token);
-      span.title = `${value.toFixed(3)} nats`;
-      return span;
-    });
   }
 
   function highlight(root) {

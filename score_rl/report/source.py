@@ -150,7 +150,7 @@ def _read_run(path: Path, name: str) -> Run:
 
     def evaluation(stem: str) -> Evaluation:
         file = files[stem]
-        return Evaluation(stem, titles.get(stem, stem), _read_object(file), file.with_suffix(".jsonl"))
+        return Evaluation(stem, _title(stem, titles), _read_object(file), file.with_suffix(".jsonl"))
 
     environment = path / "environment.json"
     return Run(
@@ -163,6 +163,14 @@ def _read_run(path: Path, name: str) -> Run:
         list(_finished_lines(directory.metrics)),
         _read_object(environment) if environment.is_file() else {},
     )
+
+
+def _title(stem: str, titles: dict[str, str]) -> str:
+    """`stage2-test-6-attempts` is what `score eval` makes of the model that `stage2` left."""
+    label = max((label for label in titles if stem == label or stem.startswith(f"{label}-")), key=len, default=None)
+    if label is None:
+        return stem
+    return titles[label] + (f": {stem[len(label) + 1 :].replace('-', ' ')}" if stem != label else "")
 
 
 def _stage_titles(settings: Settings) -> dict[str, str]:
@@ -201,6 +209,8 @@ def _finished_lines(file: Path) -> Iterator[dict[str, Any]]:
 def _played(row: dict[str, Any], place: str) -> Played:
     try:
         problem = row["problem"]
+        if not row["attempts"]:
+            raise ValueError("no attempts")
         answer, meta = problem["answer"], problem.get("meta") or {}
         return Played(
             str(problem["id"]),
