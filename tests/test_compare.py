@@ -154,6 +154,7 @@ def test_different_problems_are_refused_unless_the_common_ones_are_asked_for(tmp
     assert "0 graded problems in common; nothing to compare" in refused("compare", a, other, "--common")
     found = json.loads(shown("compare", a, b, "--common", "--json"))
     assert (found["problems"], found["left_out"]) == (4, 2)
+    assert found["a"] == [a.replace(".json", ".jsonl")]
 
 
 def test_problems_that_a_grader_could_not_tell_of_are_left_out_and_counted(tmp_path):

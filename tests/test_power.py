@@ -28,8 +28,8 @@ def test_the_power_for_2_points_where_6_percent_differ(problems, power):
 
 @pytest.mark.parametrize(("flips", "quoted"), [(29, "33%"), (79, "84%"), (300, "100%")])
 def test_the_power_often_quoted_for_500_1319_and_5000_problems_takes_the_number_of_flips_as_known(flips, quoted):
-    # 6% of 500, 1319 and 5000, cut down to whole problems. Power jumps with the number of flips, so one number misleads:
-    # 30 flips would give 43%.
+    # 6% of 500, 1319 and 5000, cut down to whole problems. Power jumps with the number of flips: 30 of
+    # them would give 43%.
     assert f"{power_given_flips(np.array([flips]), 2 / 3)[0]:.0%}" == quoted
 
 

@@ -49,15 +49,16 @@ def compare(
     keys = shared_problems(everything, common=common)
     rows = test(sides[0], sides[1], keys, wanted)
     asked = len(set().union(*(side.samples for side in everything)))
+    files = [[str(outcomes.file) for outcomes in side] for side in sides]
     words = [in_words(row, len(keys), delta=wanted) for row in rows]
     if as_json:
-        found = {"a": a, "b": b, "problems": len(keys), "left_out": asked - len(keys)}
+        found = {"a": files[0], "b": files[1], "problems": len(keys), "left_out": asked - len(keys)}
         comparisons = [_json(row, sentence) for row, sentence in zip(rows, words, strict=True)]
         print(json.dumps(found | {"comparisons": comparisons, "caution": caution(rows)}))
         return
     left_out = f", {asked - len(keys)} left out (not in all, or not graded)" if asked > len(keys) else ""
     console = _console()
-    _print_rows(console, f"A: {a}\nB: {b}\n{len(keys)} problems{left_out}", rows)
+    _print_rows(console, f"A: {', '.join(files[0])}\nB: {', '.join(files[1])}\n{len(keys)} problems{left_out}", rows)
     for line in [*words, *filter(None, [caution(rows)])]:
         console.print(line, markup=False, highlight=False)
 
