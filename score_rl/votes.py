@@ -6,6 +6,8 @@ from fractions import Fraction
 from functools import lru_cache
 from math import comb
 
+Rational = int | Fraction
+
 
 def pass_at_k(correct: int, total: int, k: int) -> float:
     """Chance that at least one of `k` samples is right, drawn without replacement from `total` of one problem.
@@ -53,17 +55,19 @@ def _majority(groups: tuple[tuple[int, int], ...], unanswered: int, k: int) -> f
     for votes in range(1, min(k, max((number for number, _ in groups), default=0)) + 1):
         # Selections in which no answer has more than `votes`, by (samples drawn, answers with exactly `votes`):
         # how many there are, and how many times an answer with exactly `votes` is right in them.
-        ways: dict[tuple[int, int], tuple[int, Fraction]] = {(0, 0): (1, Fraction(0))}
+        ways: dict[tuple[int, int], tuple[int, Rational]] = {(0, 0): (1, 0)}
         for number, right in groups:
-            grown: dict[tuple[int, int], tuple[int, Fraction]] = {}
+            # Whole numbers where equal answers have equal grades: fractions take ten times as long.
+            share = Fraction(right, number) if 0 < right < number else right // number
+            grown: dict[tuple[int, int], tuple[int, Rational]] = {}
             for (drawn, tied), (count, good) in ways.items():
                 for chosen in range(min(votes, number, k - drawn) + 1):
                     place = (drawn + chosen, tied + (chosen == votes))
-                    times, share = comb(number, chosen), Fraction(right, number) if chosen == votes else 0
-                    before = grown.get(place, (0, Fraction(0)))
-                    grown[place] = (before[0] + times * count, before[1] + times * (good + count * share))
+                    times, won = comb(number, chosen), count * share if chosen == votes else 0
+                    before = grown.get(place, (0, 0))
+                    grown[place] = (before[0] + times * count, before[1] + times * (good + won))
             ways = grown
         for (drawn, tied), (_, good) in ways.items():
             if tied:
-                chance += good * comb(unanswered, k - drawn) / tied
+                chance += Fraction(good * comb(unanswered, k - drawn)) / tied
     return float(chance / comb(total, k))
