@@ -1,0 +1,152 @@
+"""An engine with a copy of the policy's weights: when it gets them, and the proof that it has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from score_rl.decode import Session
+from score_rl.engine_schema import EngineSettings
+from score_rl.errors import SyncError
+from score_rl.policy import Policy
+
+PROBE = (
+    "What is 15 * 17? It is 255, since 15 * 10 = 150 and 15 * 7 = 105.",
+    "There might be an error in the solution above: def add(a, b): return a - b",
+    "The capital of France is Paris. La capitale de la France est Paris.",
+)
+PROBE_TOKENS = 64
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+"""Nats by which the log-probs of a token of the probe may differ, on average, by the type of the engine's weights."""
+SHAKEN = 10
+"""How much more may differ of a policy that was shaken, which rounds less well; a missing tensor differs by more."""
+NOISE = 0.3
+"""Of a tensor's own size, when it is shaken."""
+
+Rows = Sequence[tuple[int, ...]]
+
+
+class SyncedEngine:
+    """What engines with weights of their own have in common; `decode.Engine` in all but `open`.
+
+    Args:
+        policy: whose weights they are to be.
+        name: of the engine, for messages.
+        dtype: of its weights.
+    """
+
+    def __init__(self, settings: EngineSettings, policy: Policy, name: str, dtype: str) -> None:
+        self.settings, self.policy, self.name, self.dtype = settings, policy, name, dtype
+        self.gap: float | None = None
+        self._uses = 0
+        encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"][:PROBE_TOKENS] for text in PROBE]
+        self._probe = [tuple(int(token) for token in ids) for ids in encoded]
+
+    def open(self) -> Session:
+        """A session for one batch of episodes, within `ready`."""
+        raise NotImplementedError
+
+    def push(self) -> None:
+        """Gives the engine the policy's weights."""
+        raise NotImplementedError
+
+    def score(self, rows: Rows) -> list[list[float]]:
+        """The engine's log-prob of each token of the rows but their first, at temperature 1."""
+        raise NotImplementedError
+
+    def wake(self) -> None:
+        """Takes the memory back that `rest` gave."""
+
+    def rest(self) -> None:
+        """Gives back what memory it can until it is woken."""
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Within it the engine is awake and has the policy's weights, which were compared if that was due.
+
+        Raises:
+            SyncError: its log-probs are not the policy's.
+        """
+        self.wake()
+        try:
+            self.push()
+            if self._uses % self.settings.probe_every == 0:
+                self.compare()
+            self._uses += 1
+            yield
+        finally:
+            self.rest()
+
+    def prove(self) -> None:
+        """Shows that every trained tensor reaches the engine, however little training moves it.
+
+        All of them are pushed with noise, which a tensor that stays behind would not have, and then as they are.
+
+        Raises:
+            SyncError: the engine's log-probs are not those of the policy with the noise.
+        """
+        self.wake()
+        try:
+            with shaken(self.policy):
+                self.push()
+                self._compare(SHAKEN * TOLERANCE[self.dtype])
+            self._uses = 0
+        finally:
+            self.rest()
+
+    def compare(self) -> None:
+        """Measures `gap`, the mean distance of the probe's log-probs.
+
+        Raises:
+            SyncError: it is above the tolerance.
+        """
+        self._compare(TOLERANCE[self.dtype])
+
+    def _compare(self, tolerance: float) -> None:
+        ours = [value for row in policy_logprobs(self.policy, self._probe) for value in row]
+        theirs = [value for row in self.score(self._probe) for value in row]
+        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+        self.gap = sum(gaps) / len(gaps)
+        if not self.gap <= tolerance:
+            raise SyncError(
+                f"{self.name}: its log-probs are {self.gap:.2g} nats a token from the trainer's, and {tolerance:g} is "
+                f"what {self.dtype} explains: weights did not reach it, or it has another model; nothing was trained on"
+            )
+
+
+@torch.no_grad()
+def policy_logprobs(policy: Policy, rows: Rows) -> list[list[float]]:
+    """Log-prob of each token of the rows but their first under the policy, at temperature 1."""
+    device = next(policy.parameters()).device
+    was_training = policy.model.training
+    policy.model.eval()
+    found = []
+    for row in rows:
+        ids = torch.tensor([row], device=device)
+        mask = torch.ones_like(ids)
+        found.append(policy(ids, mask, mask[:, 1:].bool()).logprobs.tolist())
+    policy.model.train(was_training)
+    return found
+
+
+@contextmanager
+def shaken(policy: Policy) -> Iterator[None]:
+    """Within it every trained tensor has noise; behind it the policy is as before, bit by bit."""
+    kept = {name: value.to("cpu", copy=True) for name, value in policy.trained_state().items()}
+    generator = torch.Generator().manual_seed(0)
+    try:
+        policy.load_trained_state({name: _shake(value, generator) for name, value in kept.items()})
+        yield
+    finally:
+        policy.load_trained_state(kept)
+
+
+def _shake(value: Tensor, generator: torch.Generator) -> Tensor:
+    wide = value.float()
+    # One half of a fresh adapter is zero, and times it the other half would not show.
+    size = NOISE * float(wide.square().mean().sqrt()) or 0.02
+    return (wide + size * torch.randn(wide.shape, generator=generator)).to(value.dtype)

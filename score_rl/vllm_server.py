@@ -1,0 +1,1 @@
+"""A `vllm serve` somewhere."""
