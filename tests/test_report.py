@@ -18,7 +18,7 @@ from score_rl.errors import ConfigError, DataError
 from score_rl.report import build, render
 from score_rl.report.charts import Axes, Series, flow, line_chart, whole_percent
 from score_rl.report.differences import differences
-from score_rl.report.parts import Flag, flags
+from score_rl.report.parts import Flag, by_field, curves, flags, over_attempts, over_samples, over_tokens
 from score_rl.report.source import Played, Shown, read_runs
 from score_rl.report.summary import change, summarise
 from score_rl.report.svg import ticks
@@ -196,6 +196,45 @@ def test_flags_of_one_kind_without_a_break_are_one() -> None:
         steps = [{"step": k, "stage": "stage1", "watch/copying": 1.0} for k in (3, 4, 5, 9)]  # noqa: RUF012
 
     assert flags(Run()) == [Flag("watch/copying", "stage1", 3, 5), Flag("watch/copying", "stage1", 9, 9)]
+
+
+def test_curves_mark_stages_and_the_steps_that_the_watch_marked(tmp_path: Path) -> None:
+    steps = [
+        {"step": k, "stage": "stage1" if k < 11 else "stage2", "unchanged/t2": 0.99, "acc/t1": 0.5, "acc/t2": k / 20}
+        | ({"watch/copying": 1.0} if k in (4, 5, 6) else {})
+        for k in range(1, 21)
+    ]
+    [run] = read_runs([write_run(tmp_path / "run", steps=steps)])
+    drawn = {chart.title: chart.svg for chart in curves(run, flags(run))}
+    assert list(drawn) == ["Right answers in training", "Unchanged answers"]
+    assert ['class="flag"' in svg for svg in drawn.values()] == [False, True]
+    assert all("Stage I<" in svg and "Stage II<" in svg and svg.count('class="stage"') == 1 for svg in drawn.values())
+
+
+def test_charts_of_more_attempts_and_samples_show_the_stored_numbers(tmp_path: Path) -> None:
+    more = {"acc/t3": 0.9, "acc/t3.low": 0.8, "acc/t3.high": 0.95, "samples": 4}
+    more |= {f"pass/t{k}@{n}": 0.1 * k + 0.1 * n for k in (1, 2) for n in (1, 2, 4)}
+    more |= {"scaling/parallel@1": 0.5, "scaling/parallel@1.tokens": 11.0}
+    more |= {
+        "scaling/mixed@2": 0.6,
+        "scaling/mixed@2.tokens": 22.0,
+        "scaling/mixed@2.low": 0.5,
+        "scaling/mixed@2.high": 0.7,
+    }
+    more |= {"scaling/mixed@4": 0.7, "scaling/mixed@4.tokens": 44.0}
+    more |= {"by/level=5/acc/t1": 0.25, "by/level=5/acc/t2": 0.75, "by/level=5/problems": 12}
+    run = run_of(tmp_path, episodes(1, 1, 0, 0), episodes(1, 1, 0, 0), **more)
+    last = read_runs([run])[0].evaluations[-1:]
+    [over] = over_attempts(last)
+    assert [row[0] for row in over.rows] == ["1", "2", "3"] and over.rows[-1][1] == "90% [80%, 95%]"
+    [tokens] = over_tokens(last)
+    assert tokens.head[0] == "generated tokens a problem"
+    assert tokens.rows == [["11", "50%", ""], ["22", "", "60% [50%, 70%]"], ["44", "", "70%"]]
+    [samples] = over_samples(last)
+    assert samples.head == ["samples n", "pass@n, attempt 1", "pass@n, attempt 2"]
+    assert samples.rows[-1] == ["4", "50%", "60%"]
+    [level] = by_field(last)
+    assert level.rows == [["5", "12 problems", "25.0% [25.0, 25.0]", "75.0% [75.0, 75.0]"]]
 
 
 def test_the_bands_of_a_flow_are_as_thick_as_their_shares() -> None:

@@ -23,7 +23,6 @@ class Series:
         style: class that gives its colour.
         points: x and y, x rising.
         band: x, low and high of an interval around it.
-        dots: points are drawn one by one and not as a line.
         smooth: the line is the mean of so many last points, and the points themselves a faint line behind it.
     """
 
@@ -31,7 +30,6 @@ class Series:
     style: str
     points: Sequence[Point]
     band: Sequence[tuple[float, float, float]] = ()
-    dots: bool = False
     smooth: int = 1
 
 
@@ -124,8 +122,6 @@ def _line(frame: Frame, line: Series) -> list[Markup]:
     if line.band:
         edge = place([(x, high) for x, _, high in line.band]) + place([(x, low) for x, low, _ in reversed(line.band)])
         drawn.append(element("path", d=path(edge) + "Z", class_=f"band {line.style}"))
-    if line.dots:
-        return drawn + [element("circle", cx=x, cy=y, r=3, class_=f"dot {line.style}") for x, y in place(line.points)]
     if line.smooth > 1:
         drawn.append(element("path", d=path(place(_thinned(line.points))), class_=f"faint {line.style}"))
     points = place(_thinned(_averaged(line) if line.smooth > 1 else line.points))
@@ -258,7 +254,7 @@ def intervals(
     for place, (name, detail, marks) in enumerate(rows):
         y = top + step * place + 11
         drawn.append(text(frame.left, y, name if len(name) < 34 else f"{name[:32]}…", class_="name"))
-        drawn.append(text(frame.right, y, detail, anchor="end", class_="axis"))
+        drawn.append(text(frame.right, y, detail, anchor="end", class_="fact"))
         for number, (style, ends) in enumerate(marks):
             if ends:
                 at = y + 7 + 6 * number
