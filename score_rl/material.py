@@ -9,6 +9,7 @@ from torch import Tensor
 
 from score_rl.chat import Chat
 from score_rl.data.load import load_splits
+from score_rl.engines import check_engine
 from score_rl.episodes import Problem
 from score_rl.grading import Grader, make_grader
 from score_rl.limits import check_run, keep_short
@@ -51,6 +52,7 @@ def load_material(settings: Settings, screen: Screen, adapter: Path | None) -> M
     validation, held_out = validation[: settings.train.validation_problems], held_out[: settings.eval.problems]
     optimizer_class(settings.optim)
     check_installed(settings.log)
+    check_engine(settings)
     tokenizer = load_tokenizer(settings.model)
     chat, grader = Chat(tokenizer, settings.chat), make_grader(settings.reward)
     train = keep_short(train, chat, "train", screen.say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from score_rl.checkpoint import (
     save_checkpoint,
 )
 from score_rl.draws import derive
+from score_rl.engines import engine_player
 from score_rl.episodes import Attempt, Episode, Problem
 from score_rl.errors import DataError, ProcessLost
 from score_rl.evaluation import evaluate, make_player, write_evaluation
@@ -91,7 +93,8 @@ class Trainer:
         self.train_problems, self.validation, self.held_out = material[:3]
         self.policy, self._start = material.policy, material.start
         self.parallel = make_parallel(settings, self.policy, self.group)
-        self.player = SharingPlayer(make_player(self.policy, material.chat, material.grader), self.parallel)
+        player = engine_player(settings, self.policy, material.chat, material.grader)
+        self.player = SharingPlayer(player, self.parallel)
         self.progress = Progress(stage=start_stage - 1)
         self.watch = Watch()
         self.trackers = Trackers(settings, self.run, self.screen.say)
@@ -183,6 +186,7 @@ class Trainer:
             self.watch.load_state(self.progress.watch)
         optimizer = optimizer or self._make_optimizer(stage)
         offline = self._offline(label, stage)
+        self.player.player.prove()
         with self.screen.task(label, stage.steps, self.progress.step) as advance:
             while self.progress.step < stage.steps:
                 metrics = self._step(label, stage, optimizer, offline)
@@ -221,7 +225,7 @@ class Trainer:
         if not episodes:
             raise DataError(f"reward.fn gave no number for any of the {len(played)} episodes of a step")
         rolled_out = time.monotonic()
-        objective = make_objective(stage, progress.beta2)
+        objective = replace(make_objective(stage, progress.beta2), importance_cap=self.settings.engine.cap)
         self.policy.train()
         max_tokens = progress.micro_batch_tokens or self.settings.train.micro_batch_tokens
         others = (self.group.rank,) if self.group.rank else ()  # as each has rows of its own

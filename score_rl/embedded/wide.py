@@ -1,7 +1,7 @@
 """The embedded policy with heads of another size: `python -m score_rl.embedded.wide -o DIR`.
 
-vLLM's attention on CPUs takes heads of 32, 64 and more, and the embedded policy's have 24. Zeros fill them up: the model
-is the same function, and its gradient is zero where the zeros are.
+vLLM's attention on CPUs takes heads of 32, 64 and more, and the embedded policy's have 24. Zeros fill them up: the
+model is the same function, and its gradient is zero where the zeros are.
 """
 
 from __future__ import annotations
