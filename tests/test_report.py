@@ -22,7 +22,7 @@ from score_rl.report.parts import Flag, by_field, curves, flags, over_attempts, 
 from score_rl.report.source import Played, Shown, read_runs
 from score_rl.report.summary import change, summarise
 from score_rl.report.svg import ticks
-from score_rl.report.text import percent, script_json, visible
+from score_rl.report.text import number, percent, script_json, visible
 from score_rl.report.transcripts import HEAD_CHARACTERS, TAIL_CHARACTERS, Packed, pack, share_room
 from score_rl.report.verdict import judge
 
@@ -256,12 +256,29 @@ def test_a_line_chart_has_a_table_with_its_numbers_and_leaves_out_nothing_betwee
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.0, 1.0), (0.31, 0.36), (-0.2, 0.4), (5.0, 5.0), (0.0, 0.0), (1e-6, 3e-6), (0.0, 12345.0)]
+    ("low", "high"),
+    [
+        (0.0, 1.0),
+        (0.31, 0.36),
+        (-0.2, 0.4),
+        (5.0, 5.0),
+        (0.0, 0.0),
+        (1e-6, 3e-6),
+        (0.0, 12345.0),
+        (0.0, 1e-320),
+        (0.3, 0.1 + 0.2),
+    ],
 )
 def test_ticks_are_few_and_enclose_the_values(low: float, high: float) -> None:
     found = ticks(low, high)
     assert 2 <= len(found) <= 7
     assert found[0] <= low + 1e-12 and found[-1] >= high - 1e-12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e308, 10**400, True, "0.5", None, [1]])
+def test_what_is_no_measured_number_is_none(value: object) -> None:
+    assert number({"key": value}, "key") is None and number({}, "key") is None
+    assert number({"key": 1}, "key") == 1.0
 
 
 def test_numbers_have_a_true_minus_and_zero_has_no_sign() -> None:

@@ -75,8 +75,8 @@ def ticks(low: float, high: float, number: int = 4) -> list[float]:
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
     span = high - low
-    if span <= 1e-9 * abs(high):  # one value, but for rounding
-        span = abs(high) or 1.0
+    if span <= max(1e-9 * abs(high), 1e-100):  # one value, but for rounding
+        span = abs(high) if abs(high) > 1e-100 else 1.0
     raw = span / number
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * 0.999)

@@ -43,9 +43,9 @@ def script_json(value: Any) -> Markup:
 
 
 def number(metrics: Mapping[str, Any], key: str) -> float | None:
-    """A finite number among metrics, or None."""
+    """A number among metrics, or None where there is none, or one that no run measures."""
     value = metrics.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
         return None
     return float(value)
 
