@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,10 +103,12 @@ class Replicated(Parallel):
 
     def __init__(self, policy: Policy, group: Group) -> None:
         super().__init__(policy, group)
-        # It warns where nothing is unused; a mixture of experts leaves many unused in so short a pass.
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
-        self.model = nn.parallel.DistributedDataParallel(
-            policy, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=True
+        wrapper = nn.parallel.DistributedDataParallel
+        # Buffers never change; sending them would make processes wait for each other in the middle of a step.
+        renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        self.model = wrapper(
+            policy, gradient_as_bucket_view=True, find_unused_parameters=_leaves_some_out(policy), **options
         )
 
     def train(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
@@ -141,9 +143,8 @@ class Sharded(Parallel):
         register_fsdp_forward_method(policy, "reference_hidden")
         register_fsdp_forward_method(policy, "reference_logprobs")
         super().__init__(policy, group)
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=group.device)
         with torch.no_grad():  # the policy must be known as the root before one of its layers runs by itself
-            policy(ids, torch.ones_like(ids), torch.ones(1, 1, dtype=torch.bool, device=group.device))
+            policy(*_shortest(policy))
 
     def train(self, batches: Sequence[Batch], filler: Batch, run: Pass) -> None:
         """As `Parallel.train`; a process with fewer batches than another runs fillers, as all must take part."""
@@ -183,6 +184,20 @@ class Sharded(Parallel):
             for module in shards:
                 module.set_reshard_after_forward(True, recurse=False)
                 module.reshard()
+
+
+def _leaves_some_out(policy: Policy) -> bool:
+    """Whether a short pass misses some of what trains, as a mixture of experts does, or a part for images."""
+    policy(*_shortest(policy)).logprobs.sum().backward()
+    missed = any(p.requires_grad and p.grad is None for p in policy.parameters())
+    policy.zero_grad()
+    return missed
+
+
+def _shortest(policy: Policy) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of the policy for two tokens."""
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=policy.model.device)
+    return ids, torch.ones_like(ids), torch.ones_like(ids[:, 1:], dtype=torch.bool)
 
 
 def _layers(model: Any) -> list[nn.Module]:

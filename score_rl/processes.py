@@ -13,6 +13,7 @@ import torch.distributed
 from torch import Tensor
 
 from score_rl.errors import ProcessError, ProcessLost, ScoreError
+from score_rl.launcher import launched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +23,6 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, which may be sampling or writing; the launcher ends them all much sooner
 when one of them dies."""
-
-COUNTERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""What launchers that we do not join leave in the environment of each copy."""
 
 BROKEN = ("connection closed by peer", "connection reset", "timed out", "broken pipe", "connection refused", "nccl")
 """What gloo and NCCL say when a process at the other end is gone; they have no class for it."""
@@ -130,7 +128,7 @@ def start() -> Group:
     Raises:
         ProcessError: a launcher started several copies that cannot find each other.
     """
-    size = _launched()
+    size = launched()
     device = _device()
     if size > 1 and not torch.distributed.is_initialized():
         if device.type != "cpu":
@@ -156,28 +154,6 @@ def leave() -> None:
     """Takes leave of the others, if there are any; every process is through with its work."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _launched() -> int:
-    """Processes that a launcher says there are.
-
-    Raises:
-        ProcessError: a launcher whose copies would each train for themselves.
-    """
-    mend = "start it with: torchrun --nproc-per-node N -m score_rl train RECIPE"
-    if "WORLD_SIZE" in os.environ:
-        size = int(os.environ["WORLD_SIZE"])
-        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-        if size > 1 and missing:
-            raise ProcessError(f"WORLD_SIZE={size} is set and {', '.join(missing)} is not; {mend}")
-        return size
-    for name in COUNTERS:
-        if int(os.environ.get(name, "1")) > 1:
-            raise ProcessError(f"{name}={os.environ[name]}: that many copies would each train for themselves; {mend}")
-    # What it does with --cpu and several processes: it names the place to meet, and starts one.
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
-        raise ProcessError(f"accelerate launch was asked for several processes and has started one; {mend}")
-    return 1
 
 
 def _device() -> torch.device:

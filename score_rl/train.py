@@ -25,7 +25,7 @@ from score_rl.checkpoint import (
 from score_rl.draws import derive
 from score_rl.engines import engine_player
 from score_rl.episodes import Attempt, Episode, Problem
-from score_rl.errors import DataError, ProcessLost
+from score_rl.errors import DataError, ProcessError, ProcessLost
 from score_rl.evaluation import evaluate, make_player, write_evaluation
 from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
 from score_rl.loading import load_model
@@ -85,6 +85,8 @@ class Trainer:
         self._request = StopRequest()
         if not 1 <= start_stage <= len(self.plan):
             raise ValueError(f"start_stage={start_stage} is not among the {len(self.plan)} stages")
+        if len(set(self.group.gather(settings.dump))) > 1:
+            raise ProcessError("the processes have different settings; give all of them the same recipe and command")
         with self.group.together():
             check_parallel(settings, self.group)
             if self.group.is_first:

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only modules to the left of it on its own floor, or on a floor above.
 FLOORS = {
-    "words": "errors registry episodes records strict chat_schema model_schema engine_schema schema settings",
+    "words": "errors launcher registry episodes records strict chat_schema model_schema engine_schema schema settings",
     "meaning": (
         "stats resampling votes power diff "
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
@@ -32,7 +32,7 @@ FLOORS = {
     ),
     "procedures": (
         "evaluation token_kl checkpoint interrupts tracking trackers offline material train planning.shapes "
-        "planning.memory planning.costs planning"
+        "planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
     ),
     "edge": (
         "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "

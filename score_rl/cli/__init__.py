@@ -16,6 +16,7 @@ from score_rl.cli.report import report
 from score_rl.cli.solve import solve
 from score_rl.cli.train import train
 from score_rl.errors import ScoreError
+from score_rl.launcher import speaks
 
 app = typer.Typer(
     help="Train a language model to correct its own mistakes (SCoRe), and see honestly whether it does.",
@@ -43,7 +44,8 @@ def main() -> None:
     try:
         app()
     except ScoreError as error:
-        print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        if speaks(error):
+            print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
         sys.exit(2)
 
 

@@ -78,13 +78,15 @@ def train(
         raise ConfigError(f"--start-stage {start_stage}: the recipe has {len(settings.stages)} stages")
     # A trial must not leave the full run in need of --fresh.
     path = output or Path("runs") / (settings.name if smoke is None else f"{settings.name}-smoke")
+    from score_rl.launcher import is_first
     from score_rl.tracking import Screen
 
-    screen = Screen()
+    screen = Screen(quiet=not is_first())
     screen.say(f"score train {recipe} -> {path}: loading")
     begun = time.monotonic()
     quiet_libraries()
     from score_rl.interrupts import Interrupted
+    from score_rl.processes import leave
     from score_rl.train import Trainer
 
     trainer = Trainer(settings, path, fresh=fresh, adapter=resume_adapter, start_stage=start_stage, screen=screen)
@@ -93,7 +95,10 @@ def train(
     except Interrupted as interrupted:
         screen.say(f"{interrupted}: saved; the same command goes on from here: score train {recipe} -o {path}")
         raise typer.Exit(interrupted.exit_code) from None
+    leave()
     seconds = round(time.monotonic() - begun, 1)
+    if not is_first():
+        return
     if as_json:
         print(json.dumps({"run": str(path), "seconds": seconds, **results}))
     else:
