@@ -119,7 +119,8 @@ def test_a_saved_adapter_is_counted_as_it_trains_on(tmp_path, tiny_model):
 
 def test_every_model_that_a_recipe_names_is_in_the_table():
 
-    assert {load(name).model.path for name in recipe_names()} - {"embedded"} == set(KNOWN)
+    larger = {"Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-70B-Instruct"}
+    assert {load(name).model.path for name in recipe_names()} - {"embedded"} == set(KNOWN) - larger
 
 
 def test_a_model_that_is_neither_here_nor_in_the_table_is_refused(tmp_path):

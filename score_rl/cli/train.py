@@ -46,6 +46,10 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Train nothing: print parameters, memory, tokens and forward passes.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=1, help="With --plan: memory, traffic and seconds on N processes, estimated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train all stages, evaluating before, between and after.
@@ -57,6 +61,7 @@ def train(
       score train gsm8k.yaml stages.0.steps=200 -o runs/gsm8k
       score train arithmetic --seed 3 --json
       score train math --plan
+      score train math --plan --processes 8
     """
     if "=" in recipe and not Path(recipe).is_file():
         recipe, overrides = "arithmetic", [recipe, *(overrides or [])]
@@ -66,16 +71,12 @@ def train(
     if smoke is not None:
         settings = _smoke(settings, smoke)
     if plan:
-        _print_plan(settings, recipe, as_json)
+        _print_plan(settings, recipe, processes, as_json)
         return
-    if start_stage > 1 and resume_adapter is None:
-        raise ConfigError(
-            f"--start-stage {start_stage}: starts from an earlier stage's weights; add --resume-adapter DIR"
-        )
-    if resume_adapter is not None and not resume_adapter.is_dir():
-        raise ConfigError(f"--resume-adapter {resume_adapter}: no such directory")
-    if start_stage > len(settings.stages) * settings.train.iterations:
-        raise ConfigError(f"--start-stage {start_stage}: the recipe has {len(settings.stages)} stages")
+    if processes is not None:
+        launch = f"torchrun --nproc-per-node {processes} -m score_rl train {recipe}"
+        raise ConfigError(f"--processes {processes}: is for --plan; to train on {processes} processes: {launch}")
+    _check_start(settings, start_stage, resume_adapter)
     # A trial must not leave the full run in need of --fresh.
     path = output or Path("runs") / (settings.name if smoke is None else f"{settings.name}-smoke")
     from score_rl.launcher import is_first
@@ -106,6 +107,17 @@ def train(
     screen.say(f"models, metrics and transcripts are in {path}; to look at: {path / 'report.html'}")
 
 
+def _check_start(settings: Settings, start_stage: int, adapter: Path | None) -> None:
+    if start_stage > 1 and adapter is None:
+        raise ConfigError(
+            f"--start-stage {start_stage}: starts from an earlier stage's weights; add --resume-adapter DIR"
+        )
+    if adapter is not None and not adapter.is_dir():
+        raise ConfigError(f"--resume-adapter {adapter}: no such directory")
+    if start_stage > len(settings.stages) * settings.train.iterations:
+        raise ConfigError(f"--start-stage {start_stage}: the recipe has {len(settings.stages)} stages")
+
+
 def _smoke(settings: Settings, steps: int) -> Settings:
     """The same run, only shorter: each stage `steps` steps, evaluations on at most 64 problems."""
     content = settings.model_dump(mode="json")
@@ -118,11 +130,15 @@ def _smoke(settings: Settings, steps: int) -> Settings:
     return parse(content, "--smoke")
 
 
-def _print_plan(settings: Settings, recipe: str, as_json: bool) -> None:
+def _print_plan(settings: Settings, recipe: str, processes: int | None, as_json: bool) -> None:
     # Without a network the hub's library says for half a minute what the plan says in a word.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     quiet_libraries()
-    from score_rl.planning import make_plan, to_text
+    from score_rl.planning import cluster, make_plan, to_text
 
-    found = make_plan(settings)
-    sys.stdout.write(json.dumps(found.to_json()) + "\n" if as_json else to_text(found, recipe))
+    if processes is None:
+        plan = make_plan(settings)
+        sys.stdout.write(json.dumps(plan.to_json()) + "\n" if as_json else to_text(plan, recipe))
+        return
+    spread = cluster.make_cluster_plan(settings, processes)
+    sys.stdout.write(json.dumps(spread.to_json()) + "\n" if as_json else cluster.to_text(spread, recipe))

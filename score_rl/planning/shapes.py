@@ -53,8 +53,29 @@ KNOWN: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "tie_word_embeddings": True,
     },
+    "Qwen/Qwen2.5-7B-Instruct": {
+        **_QWEN2_5,
+        "hidden_size": 3584,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+    "meta-llama/Llama-3.1-70B-Instruct": {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28_672,
+        "vocab_size": 128_256,
+        "max_position_embeddings": 131_072,
+        "tie_word_embeddings": False,
+    },
 }
-"""What the configurations of the models that the recipes name say of their shapes; all are stored in bfloat16."""
+"""What the configurations of the models that the recipes name say of their shapes, and of two larger ones that
+docs/scaling.md plans with; all are stored in bfloat16."""
 
 
 class Shape(NamedTuple):
