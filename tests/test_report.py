@@ -75,7 +75,7 @@ def test_the_verdict_is_no_where_the_interval_lies_below_0(tmp_path: Path) -> No
 def test_the_verdict_is_no_where_a_gain_of_a_point_is_ruled_out(tmp_path: Path) -> None:
     kind, sentence, _ = verdict_of(run_of(tmp_path, episodes(300, 0, 0, 300), episodes(300, 0, 0, 300)))
     assert kind == "no"
-    assert "any gain is below 1.0 points" in sentence
+    assert "a gain of 1.0 points is ruled out" in sentence
 
 
 def test_few_problems_leave_it_open_and_the_number_that_would_do_is_named(tmp_path: Path) -> None:
@@ -104,6 +104,14 @@ def test_a_run_that_still_trains_says_so(tmp_path: Path) -> None:
     assert verdict_of(run)[0] == "none"
     assert verdict_of(run)[2] == ["The run has not finished: step 12 of 160. Numbers are those so far."]
     assert "Nothing measured yet" in render([run])
+
+
+def test_before_the_first_stage_has_finished_the_verdict_is_about_the_base_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_evaluation_of(run, "base", episodes(300, 0, 0, 300))
+    kind, sentence, _ = verdict_of(run)
+    assert kind == "none"
+    assert sentence.startswith("No stage finished: it does not self-correct yet; before training the second attempt is")
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

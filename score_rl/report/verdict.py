@@ -45,6 +45,9 @@ def judge(run: Run, summaries: Mapping[str, Summary]) -> Verdict:
         return Verdict("none", "Nothing measured yet", "the first evaluation has not finished.", _progress(run))
     last = run.evaluations[-1]
     kind, claim, rest = _claim(last)
+    if last.name == "base":  # says little about what is being trained
+        so_far = claim[:1].lower() + claim[1:] + ("" if kind == "yes" else " yet")
+        kind, claim, rest = "none", "No stage finished", f"{so_far}; {rest}"
     notes = [*_progress(run), *_first_attempt(run.evaluations[0], last, summaries), *_cautions(last.metrics)]
     return Verdict(kind, claim, rest, notes)
 
@@ -66,7 +69,7 @@ def _claim(evaluation: Evaluation) -> tuple[str, str, str]:
         return (
             "no",
             "It does not self-correct",
-            f"{right}; any gain is below {percent(NEGLIGIBLE)} points ({interval}).",
+            f"{right}; a gain of {percent(NEGLIGIBLE)} points is ruled out ({interval}).",
         )
     needed = _needed(delta, high - low, number(metrics, "problems"))
     return "unsure", "Can't tell whether it self-corrects", f"{right}, and the {interval} holds 0{needed}."
