@@ -28,7 +28,7 @@ def one_seed(recipe: str, seed: int, overrides: list[str], root: Path) -> dict[s
         return json.loads(done.read_text())
     run = root / f"{recipe}-{seed}"
     trained = score("train", recipe, *overrides, "--seed", str(seed), "-o", str(run))
-    stages = [name for name in trained if name not in ("run", "seconds")]
+    stages = [name for name in trained if name not in ("run", "seconds", "report")]
     found = {"seconds": trained["seconds"]} | {name: trained[name] for name in stages}
     for name in stages:
         found[f"{name} T=1"] = score("eval", str(run), "--stage", name, "--temperature", "1")
