@@ -73,10 +73,7 @@ def train(
     if plan:
         _print_plan(settings, recipe, processes, as_json)
         return
-    if processes is not None:
-        launch = f"torchrun --nproc-per-node {processes} -m score_rl train {recipe}"
-        raise ConfigError(f"--processes {processes}: is for --plan; to train on {processes} processes: {launch}")
-    _check_start(settings, start_stage, resume_adapter)
+    _check_start(settings, start_stage, resume_adapter, processes)
     # A trial must not leave the full run in need of --fresh.
     path = output or Path("runs") / (settings.name if smoke is None else f"{settings.name}-smoke")
     from score_rl.launcher import is_first
@@ -107,7 +104,10 @@ def train(
     screen.say(f"models, metrics and transcripts are in {path}; to look at: {path / 'report.html'}")
 
 
-def _check_start(settings: Settings, start_stage: int, adapter: Path | None) -> None:
+def _check_start(settings: Settings, start_stage: int, adapter: Path | None, processes: int | None) -> None:
+    if processes is not None:
+        command = f"torchrun --nproc-per-node {processes} -m score_rl train RECIPE"
+        raise ConfigError(f"--processes {processes}: only with --plan; to train: {command}")
     if start_stage > 1 and adapter is None:
         raise ConfigError(
             f"--start-stage {start_stage}: starts from an earlier stage's weights; add --resume-adapter DIR"
