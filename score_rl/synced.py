@@ -10,15 +10,24 @@ from torch import Tensor
 
 from score_rl.decode import Session
 from score_rl.engine_schema import EngineSettings
-from score_rl.errors import SyncError
+from score_rl.errors import ConfigError, SyncError
 from score_rl.policy import Policy
+from score_rl.schema import SamplingSettings
+
+SUPPORTED = ((0, 32), (0, 33))
+"""Versions of vLLM from the first to before the second: those whose ways in and out of weights were tried."""
 
 PROBE = (
     "What is 15 * 17? It is 255, since 15 * 10 = 150 and 15 * 7 = 105.",
     "There might be an error in the solution above: def add(a, b): return a - b",
     "The capital of France is Paris. La capitale de la France est Paris.",
 )
-PROBE_TOKENS = 64
+PREFIXES = (4, 8, 16, 32)
+"""Tokens of each text that a context of the probe has."""
+DRAWN = 8
+"""Tokens that are drawn behind each context."""
+WARM = SamplingSettings(temperature=1.5)
+"""How they are drawn: two models that are sure of the same token would look alike; and the log-probs must follow it."""
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Nats by which the log-probs of a token of the probe may differ, on average, by the type of the engine's weights."""
@@ -43,8 +52,9 @@ class SyncedEngine:
         self.settings, self.policy, self.name, self.dtype = settings, policy, name, dtype
         self.gap: float | None = None
         self._uses = 0
-        encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"][:PROBE_TOKENS] for text in PROBE]
-        self._probe = [tuple(int(token) for token in ids) for ids in encoded]
+        encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBE]
+        self.texts = [tuple(int(token) for token in ids) for ids in encoded]
+        self._contexts = [ids[:length] for ids in self.texts for length in PREFIXES]
 
     def open(self) -> Session:
         """A session for one batch of episodes, within `ready`."""
@@ -52,10 +62,6 @@ class SyncedEngine:
 
     def push(self) -> None:
         """Gives the engine the policy's weights."""
-        raise NotImplementedError
-
-    def score(self, rows: Rows) -> list[list[float]]:
-        """The engine's log-prob of each token of the rows but their first, at temperature 1."""
         raise NotImplementedError
 
     def wake(self) -> None:
@@ -99,7 +105,7 @@ class SyncedEngine:
             self.rest()
 
     def compare(self) -> None:
-        """Measures `gap`, the mean distance of the probe's log-probs.
+        """Measures `gap`.
 
         Raises:
             SyncError: it is above the tolerance.
@@ -107,20 +113,46 @@ class SyncedEngine:
         self._compare(TOLERANCE[self.dtype])
 
     def _compare(self, tolerance: float) -> None:
-        ours = [value for row in policy_logprobs(self.policy, self._probe) for value in row]
-        theirs = [value for row in self.score(self._probe) for value in row]
-        gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
-        self.gap = sum(gaps) / len(gaps)
+        self.gap = self.measure()
         if not self.gap <= tolerance:
             raise SyncError(
                 f"{self.name}: its log-probs are {self.gap:.2g} nats a token from the trainer's, and {tolerance:g} is "
                 f"what {self.dtype} explains: weights did not reach it, or it has another model; nothing was trained on"
             )
 
+    def measure(self) -> float:
+        """Mean distance of the engine's log-probs of tokens that it draws from the policy's log-probs of them, nats."""
+        drawn = self.open().sample(self._contexts, None, range(len(self._contexts)), WARM, DRAWN)
+        rows = [context + sample.token_ids for context, sample in zip(self._contexts, drawn, strict=True)]
+        ours = policy_logprobs(self.policy, rows, temperature=WARM.temperature)
+        pairs = [
+            pair
+            for found, sample in zip(ours, drawn, strict=True)
+            for pair in zip(found[-len(sample.token_ids) :], sample.logprobs, strict=True)
+        ]
+        return sum(abs(a - b) for a, b in pairs) / len(pairs)
+
+
+def seed_of(key: int) -> int:
+    """A key as a seed that vLLM takes: it reads -1 as none."""
+    return key % 2**63
+
+
+def check_version(found: str, where: str) -> None:
+    """Refuses another version of vLLM than was tried.
+
+    Raises:
+        ConfigError: it is another.
+    """
+    first, behind = (".".join(map(str, version)) for version in SUPPORTED)
+    number = tuple(int(part) for part in found.split("+")[0].split(".")[:2] if part.isdecimal())
+    if not SUPPORTED[0] <= number < SUPPORTED[1]:
+        raise ConfigError(f"{where}: vLLM {found} was not tried; install one from {first} to before {behind}")
+
 
 @torch.no_grad()
-def policy_logprobs(policy: Policy, rows: Rows) -> list[list[float]]:
-    """Log-prob of each token of the rows but their first under the policy, at temperature 1."""
+def policy_logprobs(policy: Policy, rows: Rows, *, temperature: float = 1.0) -> list[list[float]]:
+    """Log-prob of each token of the rows but their first under the policy."""
     device = next(policy.parameters()).device
     was_training = policy.model.training
     policy.model.eval()
@@ -128,7 +160,7 @@ def policy_logprobs(policy: Policy, rows: Rows) -> list[list[float]]:
     for row in rows:
         ids = torch.tensor([row], device=device)
         mask = torch.ones_like(ids)
-        found.append(policy(ids, mask, mask[:, 1:].bool()).logprobs.tolist())
+        found.append(policy(ids, mask, mask[:, 1:].bool(), temperature=temperature).logprobs.tolist())
     policy.model.train(was_training)
     return found
 

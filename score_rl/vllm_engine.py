@@ -15,7 +15,7 @@ from score_rl.engine_schema import EngineSettings
 from score_rl.errors import ConfigError
 from score_rl.policy import Policy
 from score_rl.schema import SamplingSettings
-from score_rl.synced import Rows, SyncedEngine
+from score_rl.synced import SyncedEngine, seed_of
 
 ENVIRONMENT = {
     # Weights are pushed as tensors, which cannot be handed to a process of its own.
@@ -56,17 +56,6 @@ class VllmEngine(SyncedEngine):
         """Copies the policy's weights, with the adapter merged in, and drops what was cached under the old ones."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(self.policy)})
         self.llm.reset_prefix_cache()
-
-    def score(self, rows: Rows) -> list[list[float]]:
-        """As `SyncedEngine.score`."""
-        from vllm import SamplingParams
-
-        asked = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate([{"prompt_token_ids": list(row)} for row in rows], asked, use_tqdm=False)
-        return [
-            [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], row[1:], strict=True)]
-            for output, row in zip(outputs, rows, strict=True)
-        ]
 
     def wake(self) -> None:
         """As `SyncedEngine.wake`."""
@@ -122,11 +111,6 @@ def _sample(drawn: Any) -> Sample:
     ids = tuple(int(token) for token in drawn.token_ids)
     logprobs = tuple(float(entry[token].logprob) for entry, token in zip(drawn.logprobs, ids, strict=True))
     return Sample(ids, logprobs, drawn.finish_reason == "stop")
-
-
-def seed_of(key: int) -> int:
-    """A key as a seed that vLLM takes: it reads -1 as none."""
-    return key % 2**63
 
 
 def merged_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:

@@ -1,1 +1,255 @@
-"""A `vllm serve` somewhere."""
+"""A `vllm serve` of the user's: adapters by file, token ids in, token ids and log-probs out."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from score_rl.decode import Sample
+from score_rl.engine_schema import EngineSettings
+from score_rl.errors import ConfigError, EndpointError
+from score_rl.policy import Policy
+from score_rl.records import write_directory
+from score_rl.schema import SamplingSettings
+from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, seed_of
+
+AT_ONCE = 256
+"""Requests that are under way; vLLM batches them."""
+TIMEOUTS = 2
+"""How often one request may take `engine.timeout`, which is too long to be waited for as often as for a refusal."""
+MALFORMED = (KeyError, IndexError, TypeError, ValueError)
+"""What reading an answer raises in which something is missing."""
+
+
+class _Question(NamedTuple):
+    """One request, and what is made of its answer."""
+
+    path: str
+    payload: dict[str, Any]
+    read: Callable[[Any], Any]
+
+
+class VllmServer(SyncedEngine):
+    """Samples with a vLLM server.
+
+    Args:
+        end_ids: tokens that end an attempt.
+        dtype: of the server's weights.
+
+    Raises:
+        EndpointError: no vLLM server there.
+        ConfigError: a server with another version, base model or tokenizer, or with log-probs of another kind.
+    """
+
+    def __init__(self, settings: EngineSettings, policy: Policy, end_ids: frozenset[int], dtype: str) -> None:
+        self.url = settings.url.rstrip("/").removesuffix("/v1")
+        super().__init__(settings, policy, f"engine.url={self.url}", dtype)
+        self.end_ids = sorted(end_ids)
+        # Adapters of another run, or of this one before, are never taken for ours.
+        self._directory = Path(settings.adapters).resolve() / f"score-{secrets.token_hex(4)}"
+        atexit.register(shutil.rmtree, self._directory, ignore_errors=True)
+        self._version = 0
+        self._adapter: Path | None = None
+        self._came_back = False
+        self._base = self._find_base()
+        self._check_base()
+
+    def open(self) -> ServerSession:
+        """A session; what its attempts share is in the server's prefix cache."""
+        return ServerSession(self)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """As `SyncedEngine.ready`; what a server drew that came back meanwhile counts if it has the right weights."""
+        with super().ready():
+            yield
+            if self._came_back:
+                self.compare()
+                self._came_back = False
+
+    def push(self) -> None:
+        """Has the server load the adapter as it is now, under a new name and path, and forget the one before."""
+        if not self.policy.has_adapter:
+            return  # the server has read a whole model from its files, and the probe shows whether it is this one
+        old, self._version = self._adapter, self._version + 1
+        new = self._directory / f"{self._directory.name}-{self._version}"
+        model: Any = self.policy.model
+        write_directory(
+            new, lambda path: model.save_pretrained(path, selected_adapters=["default"], save_embedding_layers=False)
+        )
+        self._adapter = new
+        self._ask([self._loading()])
+        if old is not None:
+            self._ask([_Question("/v1/unload_lora_adapter", {"lora_name": old.name}, lambda told: None)])
+            shutil.rmtree(old, ignore_errors=True)
+
+    def complete(self, requests: Sequence[tuple[dict[str, Any], Callable[[Any], Any]]]) -> list[Any]:
+        """What is made of the completion of each request.
+
+        Raises:
+            EndpointError: the server refuses one, or gives no whole answer after all retries.
+        """
+        model = self._base if self._adapter is None else self._adapter.name
+        asked = {"model": model, "return_token_ids": True, "skip_special_tokens": False, "repetition_penalty": 1.0}
+        return self._ask([_Question("/v1/completions", payload | asked, read) for payload, read in requests])
+
+    def _ask(self, questions: Sequence[_Question]) -> list[Any]:
+        async def ask() -> list[Any]:
+            slots = asyncio.Semaphore(AT_ONCE)
+            limits = httpx.Limits(max_connections=AT_ONCE)
+            timeout = httpx.Timeout(self.settings.timeout, connect=10.0)
+            async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout) as client:
+
+                async def one(question: _Question) -> Any:
+                    async with slots:
+                        return await self._answer(client, question)
+
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(question)) for question in questions]
+                return [task.result() for task in tasks]
+
+        try:
+            return asyncio.run(ask())
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from error.__cause__
+
+    async def _answer(self, client: httpx.AsyncClient, question: _Question) -> Any:
+        """The answer to one question, asked again where the server fails or answers by halves."""
+        reason, timeouts = "", 0
+        for attempt in range(self.settings.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(8.0, 0.5 * 2 ** (attempt - 1)))
+            try:
+                reply = await client.post(question.path, json=question.payload)
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+                timeouts += isinstance(error, httpx.TimeoutException)
+                if timeouts == TIMEOUTS:
+                    break
+                continue
+            reason = f"{reply.status_code} {_said(reply)}"
+            if reply.status_code < 400:
+                try:
+                    return question.read(reply.json() if question.path.endswith("completions") else reply)
+                except MALFORMED as error:
+                    reason = f"an answer without a part: {type(error).__name__} {error}"
+            elif reply.status_code == 404 and self._adapter and question.payload.get("model") == self._adapter.name:
+                self._came_back = True  # another server now, which was never given the adapter
+                await self._answer(client, self._loading())
+            elif reply.status_code < 500 and reply.status_code not in (408, 429):
+                if "already been loaded" in reason or "cannot be found" in reason:  # as was wanted
+                    return None
+                raise self._refused(question, reply, reason)
+        again = "start it again, then repeat the command, which goes on from the last checkpoint"
+        raise EndpointError(f"{self.name}: no answer after {attempt} retries ({reason}); {again}")
+
+    def _refused(self, question: _Question, reply: httpx.Response, reason: str) -> EndpointError:
+        mend = "correct what it names"
+        if "lora_adapter" in question.path:
+            mend = (
+                f"start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=true, --enable-lora and --max-lora-rank as model.lora."
+                f"rank, and where engine.adapters={self.settings.adapters} is the same directory"
+            )
+        return EndpointError(f"{self.name}: refuses {question.path} ({reason}); {mend}")
+
+    def _loading(self) -> _Question:
+        assert self._adapter is not None
+        payload = {"lora_name": self._adapter.name, "lora_path": str(self._adapter)}
+        return _Question("/v1/load_lora_adapter", payload, lambda told: None)
+
+    def _find_base(self) -> str:
+        try:
+            version = httpx.get(f"{self.url}/version", timeout=10.0).json()["version"]
+            models = httpx.get(f"{self.url}/v1/models", timeout=10.0).json()["data"]
+            name, self._root = next((str(m["id"]), str(m.get("root"))) for m in models if m.get("parent") is None)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            start = "start it (docs/vllm.md), or correct engine.url"
+            raise EndpointError(f"{self.name}: no server there ({type(error).__name__} {error}); {start}") from error
+        except (*MALFORMED, StopIteration) as error:
+            raise EndpointError(f"{self.name}: what listens there is no vLLM server; correct engine.url") from error
+        check_version(str(version), self.name)
+        return name
+
+    def _check_base(self) -> None:
+        """Refuses a server with another tokenizer or base model, or whose log-probs are not of what was drawn."""
+
+        def ids(reply: Any) -> tuple[int, ...]:
+            return tuple(int(token) for token in reply.json()["tokens"])
+
+        asked = [{"model": self._base, "prompt": text, "add_special_tokens": False} for text in PROBE]
+        theirs = self._ask([_Question("/tokenize", payload, ids) for payload in asked])
+        if theirs != self.texts:
+            raise ConfigError(f"{self.name}: {self._root} has another tokenizer than model.path; serve that model")
+        model: Any = self.policy.model
+        with model.disable_adapter() if self.policy.has_adapter else nullcontext():
+            gap = self.measure()
+        if not gap <= TOLERANCE[self.dtype]:
+            raise ConfigError(
+                f"{self.name}: {self._root} gives log-probs {gap:.2g} nats a token from model.path's; serve that model "
+                f"with --dtype {self.dtype} --logprobs-mode processed_logprobs, or set engine.dtype"
+            )
+
+
+class ServerSession:
+    """Attempts as the server draws them, each with a seed of its own."""
+
+    def __init__(self, engine: VllmServer) -> None:
+        self.engine = engine
+
+    def sample(
+        self,
+        contexts: Sequence[tuple[int, ...]],
+        parents: Sequence[int] | None,
+        keys: Sequence[int],
+        sampling: SamplingSettings,
+        max_new_tokens: int,
+        *,
+        last: bool = False,
+    ) -> list[Sample]:
+        """As `Session.sample`."""
+        asked = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or 0,
+            "min_p": sampling.min_p,
+            "max_tokens": max_new_tokens,
+            "stop_token_ids": self.engine.end_ids,
+            "ignore_eos": True,
+            "logprobs": 0,
+        }
+        return self.engine.complete(
+            [
+                ({**asked, "prompt": list(context), "seed": seed_of(key)}, _read)
+                for context, key in zip(contexts, keys, strict=True)
+            ]
+        )
+
+
+def _read(told: Any) -> Sample:
+    (choice,) = told["choices"]
+    ids = tuple(int(token) for token in choice["token_ids"])
+    logprobs = tuple(float(value) for value in choice["logprobs"]["token_logprobs"])
+    if not ids or len(ids) != len(logprobs) or choice["finish_reason"] not in ("stop", "length"):
+        raise ValueError(f"{len(ids)} tokens, {len(logprobs)} log-probs, finish_reason {choice['finish_reason']}")
+    return Sample(ids, logprobs, choice["finish_reason"] == "stop")
+
+
+def _said(reply: httpx.Response) -> str:
+    """The server's own words, in a line."""
+    try:
+        told = reply.json()
+        said = str(told.get("error", told).get("message", told))
+    except (ValueError, AttributeError):
+        said = reply.text
+    return " ".join(said.split())[:300]
