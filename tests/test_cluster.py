@@ -359,11 +359,15 @@ def test_the_text_has_the_figures_of_the_plan_and_its_assumptions(plan):
 
 
 @pytest.mark.parametrize(
-    ("room", "said"),
-    [("training", "ddp fsdp zero2 zero3 fit if other GPUs sample"), ("less", "nothing fits")],
+    ("room", "adapter", "said"),
+    [
+        ("training", 1, "ddp fsdp zero2 zero3 fit if a vLLM server samples"),
+        ("training", 0, "nothing fits"),  # a server takes adapters alone
+        ("less", 1, "nothing fits"),
+    ],
 )
-def test_the_text_says_what_fits_with_other_gpus_for_sampling_and_what_does_not(plan, room, said):
-    memory = {kind: m._replace(sampling=10**9, update=10) for kind, m in plan.memory.items()}
+def test_the_text_says_what_fits_with_other_gpus_for_sampling_and_what_does_not(plan, room, adapter, said):
+    memory = {kind: m._replace(sampling=10**9, update=10, adapter=adapter) for kind, m in plan.memory.items()}
     largest = max(m.training for m in memory.values())
     assumed = replace(plan.assumed, memory=largest if room == "training" else 10, memory_share=1.0)
     assert said in to_text(plan._replace(memory=memory, assumed=assumed), "arithmetic")

@@ -230,7 +230,7 @@ _MEMORY_ROWS = {
     "sampling": "sampling, on top of it",
     "step": "optimizer step, on top of it",
     "most": "most at once, if the built-in engine samples",
-    "training": "most at once, if other GPUs sample (vLLM)",
+    "training": "most at once, if a vLLM server samples",
 }
 _TRAFFIC_ROWS = {"gradients": "gradients", "weights": "weights", "episodes": "episodes", "total": "all"}
 _SECONDS_ROWS = {
@@ -277,10 +277,14 @@ def _table(title: str, heads: list[str], values: dict[str, list[Any]], rows: dic
 
 
 def _verdict(plan: ClusterPlan) -> str:
-    """Which kinds fit into a GPU that is filled as far as is assumed."""
+    """Which kinds fit into a GPU that is filled as far as is assumed; a server takes adapters alone."""
     room = plan.assumed.usable
     here = [kind for kind, memory in plan.memory.items() if memory.most <= room]
-    other = [kind for kind, memory in plan.memory.items() if memory.training <= room and kind not in here]
+    served = [kind for kind, memory in plan.memory.items() if memory.adapter and memory.training <= room]
+    other = [kind for kind in served if kind not in here]
     said = f"  of {room / 2**30:.0f} GiB that may be filled: "
-    parts = [f"{' '.join(here)} fit" if here else "", f"{' '.join(other)} fit if other GPUs sample" if other else ""]
+    parts = [
+        f"{' '.join(here)} fit" if here else "",
+        f"{' '.join(other)} fit if a vLLM server samples" if other else "",
+    ]
     return said + ("; ".join(part for part in parts if part) or "nothing fits")

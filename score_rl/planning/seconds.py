@@ -44,7 +44,7 @@ class Assumptions:
     bandwidth_share: float = 0.6
     link_share: float = 0.7
     memory_share: float = 0.9
-    layer_seconds: float = 0.8e-3
+    layer_seconds: float = 0.6e-3
     weights_share: float = 0.6
 
     def computing(self, dtype: torch.dtype) -> float:
