@@ -51,7 +51,7 @@ class SyncedEngine:
     def __init__(self, settings: EngineSettings, policy: Policy, name: str, dtype: str) -> None:
         self.settings, self.policy, self.name, self.dtype = settings, policy, name, dtype
         self.gap: float | None = None
-        self._uses = 0
+        self._uses = self._proofs = 0
         encoded = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROBE]
         self.texts = [tuple(int(token) for token in ids) for ids in encoded]
         self._contexts = [ids[:length] for ids in self.texts for length in PREFIXES]
@@ -97,7 +97,8 @@ class SyncedEngine:
         """
         self.wake()
         try:
-            with shaken(self.policy):
+            self._proofs += 1  # the noise of the one before may still be there
+            with shaken(self.policy, seed=self._proofs):
                 self.push()
                 self._compare(SHAKEN * TOLERANCE[self.dtype])
             self._uses = 0
@@ -166,10 +167,10 @@ def policy_logprobs(policy: Policy, rows: Rows, *, temperature: float = 1.0) -> 
 
 
 @contextmanager
-def shaken(policy: Policy) -> Iterator[None]:
+def shaken(policy: Policy, *, seed: int = 0) -> Iterator[None]:
     """Within it every trained tensor has noise; behind it the policy is as before, bit by bit."""
     kept = {name: value.to("cpu", copy=True) for name, value in policy.trained_state().items()}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     try:
         policy.load_trained_state({name: _shake(value, generator) for name, value in kept.items()})
         yield
