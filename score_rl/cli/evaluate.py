@@ -163,13 +163,14 @@ def _player(
     settings: Settings, chat: Chat | None, grader: Grader, remote: EndpointPlayer | None
 ) -> tuple[Player | EndpointPlayer, Policy | None]:
     """What plays, and its weights if they are here."""
-    from score_rl.evaluation import make_player
+    from score_rl.engines import check_engine, engine_player
 
     if remote is not None or chat is None:
         assert remote is not None
         return remote, None
+    check_engine(settings, trains=False)
     policy = policy_of(settings, chat)
-    return make_player(policy, chat, grader), policy
+    return engine_player(settings, policy, chat, grader), policy
 
 
 def _problems(settings: Settings, chat: Chat | None, screen: Screen) -> list[Problem]:

@@ -46,6 +46,9 @@ def solve(
     stage: Stage = None,
     recipe: Recipe = "arithmetic",
     seed: Seed = None,
+    engine: Annotated[
+        str, typer.Option(metavar="KIND", help="What samples: transformers, vllm or vllm_server (docs/vllm.md).")
+    ] = "transformers",
     as_json: Json = False,
 ) -> None:
     """Ask questions and see the attempts side by side, with what changed between them.
@@ -58,7 +61,7 @@ def solve(
       score solve runs/mine --json < questions.txt
     """
     try:
-        changes = [f"eval.sampling.temperature={temperature}", f"eval.attempts={attempts}"]
+        changes = [f"eval.sampling.temperature={temperature}", f"eval.attempts={attempts}", f"engine.kind={engine}"]
         changes += [f"eval.max_new_tokens={max_new_tokens}"] if max_new_tokens is not None else []
         if question is not None:
             check_text(question, "question")
@@ -201,12 +204,15 @@ class Asker:
             )
 
     def _play(self, question: str, tell: Tell) -> Episode:
+        from score_rl.decode import TransformersEngine
         from score_rl.episodes import Problem
         from score_rl.rollout import Plan, Player
 
         chosen = self.settings.eval
         plan = Plan((1,) * chosen.attempts, (chosen.max_new_tokens,) * chosen.attempts, chosen.sampling)
-        player = Player(WatchedEngine(self.player.engine, tell), self.chat, self.player.grader)
+        player = self.player
+        if isinstance(player.engine, TransformersEngine):  # the others do not tell of each token
+            player = Player(WatchedEngine(player.engine, tell), self.chat, player.grader)
         (episode,) = player.play([Problem("question", question, "")], plan, (self.settings.seed, "solve"))
         return episode
 

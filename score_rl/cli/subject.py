@@ -95,16 +95,17 @@ def chat_of(settings: Settings) -> Chat:
 
 
 def player_of(settings: Settings, chat: Chat) -> Player:
-    """The model with its chat and grader, on the GPU if there is one.
+    """The model with its engine, chat and grader, on the GPU if there is one.
 
     Raises:
-        ScoreError: a model or reward that cannot be used.
+        ScoreError: a model, engine or reward that cannot be used.
     """
-    from score_rl.evaluation import make_player
+    from score_rl.engines import check_engine, engine_player
     from score_rl.grading import make_grader
 
+    check_engine(settings, trains=False)
     grader = make_grader(settings.reward)
-    return make_player(policy_of(settings, chat), chat, grader)
+    return engine_player(settings, policy_of(settings, chat), chat, grader)
 
 
 def policy_of(settings: Settings, chat: Chat) -> Policy:
