@@ -2,7 +2,13 @@
 
 
 class ScoreError(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can mend.
+
+    Attributes:
+        told: every process of the run knows of it and fails with it, so that one of them can say it for all.
+    """
+
+    told = False
 
 
 class ConfigError(ScoreError, ValueError):

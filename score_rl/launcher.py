@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from score_rl.errors import ProcessError, ProcessLost
+from score_rl.errors import ProcessError, ProcessLost, ScoreError
 
 COUNTERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Numbers of copies, by launchers that leave them without an address to meet at."""
@@ -39,15 +39,18 @@ def is_first() -> bool:
     return _number("RANK") == 0
 
 
-def speaks(error: Exception) -> bool:
-    """Whether this process is the one to say what all of them fail with.
+def speaks(error: ScoreError) -> bool:
+    """Whether this process is the one to say what it fails with.
 
-    Before they have met, one of each machine; then the first, and the second where it may be the first that is lost.
+    Before they have met, one of each machine; then the first where all of them know, and otherwise whoever does. Of a
+    lost process the first and the second speak, as it may be the first that is lost.
     """
     torch_distributed = sys.modules.get("torch.distributed")
     if torch_distributed is None or not torch_distributed.is_initialized():
         return _number("LOCAL_RANK") == 0
-    return is_first() or (isinstance(error, ProcessLost) and _number("RANK") == 1)
+    if isinstance(error, ProcessLost):
+        return _number("RANK") < 2
+    return is_first() or not error.told
 
 
 def _number(name: str) -> int:

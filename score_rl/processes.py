@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,12 +73,14 @@ class Group:
         answers: list[Any] = [None] * self.size
         with noticing_losses():
             torch.distributed.all_gather_object(answers, (value, None if error is None else self._tell(error)))
-        self._is_over = any(text is not None for _, text in answers)
-        if error is not None:
-            raise error
         trouble = next((text for _, text in answers if text is not None), None)
-        if trouble is not None:
-            raise ProcessError(trouble)
+        if error is None and trouble is not None:
+            error = ProcessError(trouble)
+        if error is not None:
+            self._is_over = True
+            if isinstance(error, ScoreError):
+                error.told = True
+            raise error
         return [answer for answer, _ in answers]
 
     def first(self, make: Callable[[], T]) -> T:
@@ -151,8 +153,10 @@ def start() -> Group:
 
 
 def leave() -> None:
-    """Takes leave of the others, if there are any; every process is through with its work."""
+    """Waits for the others, which are about to leave too: a launcher ends whoever stays behind one that has failed."""
     if torch.distributed.is_initialized():
+        with suppress(RuntimeError):  # one that was through already
+            torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 

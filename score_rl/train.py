@@ -224,8 +224,9 @@ class Trainer:
         starts = [offline[p.id] if i < number else None for i, p in enumerate(problems)]
         played = self.player.play(problems, plan, place, first_attempts=starts)
         episodes = [episode for episode in played if episode.graded]
-        if not episodes:
-            raise DataError(f"reward.fn gave no number for any of the {len(played)} episodes of a step")
+        with self.group.together():
+            if not episodes:
+                raise DataError(f"reward.fn gave no number for any of the {len(played)} episodes of a step")
         rolled_out = time.monotonic()
         objective = replace(make_objective(stage, progress.beta2), importance_cap=self.settings.engine.cap)
         self.policy.train()

@@ -46,6 +46,10 @@ def main() -> None:
     except ScoreError as error:
         if speaks(error):
             print("error:", " ".join(str(error).split("\n")), file=sys.stderr)
+        if error.told:
+            from score_rl.processes import leave
+
+            leave()
         sys.exit(2)
 
 

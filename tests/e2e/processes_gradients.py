@@ -9,14 +9,17 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tiny import largest_gap, make_policy, mixed_batch, stage, stir
+from tiny import gradients, largest_gap, make_policy, mixed_batch, stage, stir
 
 from score_rl.objectives import stage1, stage2
 from score_rl.parallel import make_parallel
 from score_rl.policy import Policy
-from score_rl.processes import leave, start
+from score_rl.processes import Group, leave, start
 from score_rl.schema import KLSettings
 from score_rl.settings import load
 from score_rl.shards import whole
@@ -65,8 +68,30 @@ def gradient(policy: Policy, case: Case, parallel: object, max_tokens: int) -> t
     return {name: value.clone() for name, value in found.items()}, metrics
 
 
+def out_of_memory_in_the_second(group: Group) -> None:
+    """The second process has no memory for two rows at once; both must go on with fewer, and nothing may be lost."""
+    policy, alone = policy_of(False), policy_of(False)
+    parallel = make_parallel(load("arithmetic", ["parallel.kind=ddp"]), policy, group)
+    failed = []
+
+    def backward(value: Tensor) -> None:
+        if not group.is_first and not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("no more memory")
+        value.backward()
+
+    settings = stage("stage2", branch=[2, 1], advantage="none", kl=KLSettings(estimator="exact"))
+    options = {"episodes": mixed_batch(), "stage": settings, "objective": stage2(alpha=3, beta1=0.2)}
+    accumulate_within_memory(alone, **options, max_tokens=99)
+    _, enough = accumulate_within_memory(policy, **options, max_tokens=99, backward=backward, parallel=parallel)
+    found = group.gather(lambda: enough)
+    if group.is_first:
+        print(json.dumps({"enough": found, "gradient": largest_gap(gradients(alone), gradients(policy))}), flush=True)
+
+
 def main() -> None:
     group = start()
+    out_of_memory_in_the_second(group)
     for kind in ("ddp", "fsdp"):
         for lora in (True, False):
             settings = load("arithmetic", [f"parallel.kind={kind}"])

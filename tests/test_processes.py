@@ -1,0 +1,98 @@
+"""What a process knows of the others from its launcher, and what each takes of the work."""
+
+import pytest
+import torch
+from tiny import make_policy
+
+from score_rl.batch import Row
+from score_rl.errors import ConfigError, DataError, ProcessError
+from score_rl.launcher import launched
+from score_rl.parallel import Parallel, check_parallel
+from score_rl.processes import Group, start
+from score_rl.settings import load
+
+NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in (*NAMES, "SLURM_STEP_NUM_TASKS", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_a_launcher_a_process_is_alone(environment: pytest.MonkeyPatch) -> None:
+    group = start()
+    assert (group.rank, group.size, group.is_first) == (0, 1, True)
+    assert group.gather(lambda: 5) == [5] and group.first(lambda: 6) == 6 and group.largest(7) == 7
+    with pytest.raises(DataError), group.together():
+        raise DataError("as it was")
+
+
+def test_a_launcher_says_how_many_there_are(environment: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "1"), ("MASTER_ADDR", "here"), ("MASTER_PORT", "1")):
+        environment.setenv(name, value)
+    assert launched() == 4
+
+
+@pytest.mark.parametrize("counter", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_copies_that_do_not_know_each_other_are_refused(environment: pytest.MonkeyPatch, counter: str) -> None:
+    environment.setenv(counter, "1")
+    assert launched() == 1
+    environment.setenv(counter, "8")
+    with pytest.raises(ProcessError, match=f"{counter}=8: that many copies would each train for themselves; start it"):
+        launched()
+
+
+def test_accelerate_that_starts_one_process_of_several_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert launched() == 1
+    environment.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(ProcessError, match="asked for several processes and has started one"):
+        launched()
+
+
+def test_a_world_without_a_place_to_meet_is_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORLD_SIZE", "2")
+    environment.setenv("RANK", "0")
+    with pytest.raises(ProcessError, match="WORLD_SIZE=2 is set and MASTER_ADDR, MASTER_PORT is not"):
+        launched()
+
+
+@pytest.mark.parametrize(("number", "size"), [(7, 3), (2, 4), (0, 2), (64, 8)])
+def test_shares_are_contiguous_and_differ_by_one_at_most(number: int, size: int) -> None:
+    shares = [Group(rank, size).share(number) for rank in range(size)]
+    assert [place for share in shares for place in share] == list(range(number))
+    lengths = sorted(map(len, shares))
+    assert lengths[-1] - lengths[0] <= 1
+
+
+def test_each_row_goes_to_one_process_and_all_get_about_as_many_tokens() -> None:
+    rows = [Row(n, (0,) * length, (1,) * length) for n, length in enumerate([9, 1, 7, 3, 5, 5, 2, 8])]
+    shares = []
+    for rank in range(3):
+        parallel = Parallel(make_policy(), Group())
+        parallel.group = Group(rank, 3)
+        shares.append(parallel.own(rows))
+    assert sorted(row for share in shares for row in share) == rows
+    # 40 tokens: 9 + 3 + 2, 8 + 5 and 7 + 5 + 1.
+    assert [sum(len(row.ids) for row in share) for share in shares] == [14, 13, 13]
+
+
+def test_fewer_questions_than_processes_are_refused() -> None:
+    settings = load("arithmetic", ["stages.1.problems=4"])
+    check_parallel(settings, Group(0, 4))
+    with pytest.raises(ConfigError, match=r"stages.1.problems=4: fewer questions a step than the 5 processes"):
+        check_parallel(settings, Group(0, 5))
+
+
+@pytest.mark.parametrize("change", ["optim.kind=adamw_8bit", "model={quantize: 4bit, lora: {}}"])
+def test_what_cannot_be_sharded_is_refused(change: str) -> None:
+    check_parallel(load("arithmetic", [change]), Group(0, 2))
+    with pytest.raises(ConfigError, match=r"cannot be sharded; set parallel.kind=ddp, or"):
+        check_parallel(load("arithmetic", [change, "parallel.kind=fsdp"]), Group(0, 2))
+
+
+def test_a_process_alone_computes_where_accelerate_says(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("ACCELERATE_USE_CPU", "true")
+    assert start().device == torch.device("cpu")
