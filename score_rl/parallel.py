@@ -222,7 +222,7 @@ def check_parallel(settings: Settings, group: Group) -> None:
     """Refuses what several processes cannot do.
 
     Raises:
-        ConfigError: fewer questions than processes, or weights that cannot be sharded.
+        ConfigError: fewer questions than processes, another engine, or weights that cannot be sharded.
     """
     for number, stage in enumerate(settings.stages):
         if stage.problems < group.size:
@@ -230,7 +230,12 @@ def check_parallel(settings: Settings, group: Group) -> None:
                 f"stages.{number}.problems={stage.problems}: fewer questions a step than the {group.size} processes; "
                 f"raise it, or start {stage.problems} or fewer"
             )
-    if settings.parallel.kind == "ddp" or group.size == 1:
+    if group.size == 1:
+        return
+    if settings.engine.kind != "transformers":
+        kind = settings.engine.kind
+        raise ConfigError(f"engine.kind={kind}: not tried with {group.size} processes; set engine.kind=transformers")
+    if settings.parallel.kind == "ddp":
         return
     for key, value, good in (
         ("model.quantize", settings.model.quantize, None),

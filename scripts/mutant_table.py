@@ -75,8 +75,8 @@ UPDATE = [
         "test_update test_invariants",
         (
             "divisor of the micro-batch",
-            "batch.token_turn, scores.logprobs, kl)\n",
-            "batch.token_turn, scores.logprobs, kl) / len(batch.row_episode)\n",
+            "batch.token_turn, scores.logprobs, kl, ratio)\n",
+            "batch.token_turn, scores.logprobs, kl, ratio) / len(batch.row_episode)\n",
         ),
         (
             "KL in the reward: added",
@@ -102,7 +102,7 @@ UPDATE = [
             "        policy.zero_grad()\n        torch.manual_seed(seed)",
             "        torch.manual_seed(seed)",
         ),
-        ("memory: halved from a budget nobody reached", "max_tokens = max(split) // 2", "max_tokens //= 2"),
+        ("memory: halved from a budget nobody reached", "max_tokens = split // 2", "max_tokens //= 2"),
         ("memory: every error is a lack of it", "if not is_out_of_memory(error):", "if False:"),
         ("memory: another dropout the second time", "        torch.manual_seed(seed)\n", ""),
     ),
@@ -163,8 +163,8 @@ POLICY = [
         ("reference: not frozen", "copy.deepcopy(self.model) if source is None", "self.model if source is None"),
         (
             "reference: the given one ignored",
-            "if source is None else source",
-            "if source is None else copy.deepcopy(self.model)",
+            "copy.deepcopy(self.model) if source is None else source",
+            "copy.deepcopy(self.model)",
         ),
         ("reference: adapter on", "with self.model.disable_adapter():  # type: ignore[operator]", "if True:"),
         (
@@ -175,8 +175,8 @@ POLICY = [
         ("reference: saved as a second adapter", '"selected_adapters": ["default"], ', ""),
         (
             "reference: training mode lost",
-            "            self.model.train(was_training)\n\n    def freeze",
-            "            pass\n\n    def freeze",
+            "            self.model.train(was_training)\n\n    def frozen",
+            "            pass\n\n    def frozen",
         ),
         (
             "exact KL: the policy's own head for both",
@@ -430,9 +430,17 @@ RUN = [
         ("resume: the optimiser starts anew", "load_optimizer(path, optimizer)", "pass"),
         (
             "resume: dropout depends on what ran before",
-            'seed=derive(seed, "dropout", progress.stage, progress.step) & (2**63 - 1),',
+            'seed=derive(seed, "dropout", progress.stage, progress.step, *others) & (2**63 - 1),',
             "seed=torch.seed() & (2**63 - 1),",
         ),
+    ),
+    *_faults(
+        "parallel.py",
+        "e2e/test_two_processes",
+        ("processes: gradients are averaged, not added", "run(batch, float(self.group.size))", "run(batch, 1.0)"),
+        ("processes: gradients stay apart", "        self.meet()\n        run(filler, 0.0)\n", "        self.meet()\n"),
+        ("processes: fillers are skipped", "                run(filler, 0.0)\n", "                pass\n"),
+        ("processes: some rows go to nobody", "if least == self.group.rank:", "if least == self.group.rank == 0:"),
     ),
     *_faults(
         "records.py",

@@ -93,6 +93,13 @@ def test_what_cannot_be_sharded_is_refused(change: str) -> None:
         check_parallel(load("arithmetic", [change, "parallel.kind=fsdp"]), Group(0, 2))
 
 
+def test_an_engine_that_was_not_tried_with_several_processes_is_refused() -> None:
+    settings = load("arithmetic", ["engine.kind=vllm"])
+    check_parallel(settings, Group(0, 1))
+    with pytest.raises(ConfigError, match=r"engine.kind=vllm: not tried with 2 processes; set engine.kind=transformers"):
+        check_parallel(settings, Group(0, 2))
+
+
 def test_a_process_alone_computes_where_accelerate_says(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("ACCELERATE_USE_CPU", "true")
     assert start().device == torch.device("cpu")
