@@ -31,9 +31,9 @@ WARM = SamplingSettings(temperature=1.5)
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
 """Nats by which the log-probs of a token of the probe may differ, on average, by the type of the engine's weights."""
-SHAKEN = 10
-"""How much more may differ of a policy that was shaken, which rounds less well; a missing tensor differs by more."""
-NOISE = 0.3
+SHAKEN = 4
+"""How much more may differ of a policy that was shaken, which may round less well; a missing tensor differs by more."""
+NOISE = 1.0
 """Of a tensor's own size, when it is shaken."""
 
 Rows = Sequence[tuple[int, ...]]
