@@ -232,9 +232,10 @@ def check_parallel(settings: Settings, group: Group) -> None:
             )
     if group.size == 1:
         return
-    if settings.engine.kind != "transformers":
-        kind = settings.engine.kind
-        raise ConfigError(f"engine.kind={kind}: not tried with {group.size} processes; set engine.kind=transformers")
+    kind = settings.engine.kind
+    if kind == "vllm" or (kind == "vllm_server" and settings.parallel.kind != "ddp"):
+        mend = "engine.kind=transformers, or for an adapter vllm_server with parallel.kind=ddp"
+        raise ConfigError(f"engine.kind={kind}: not tried with {group.size} such processes; set {mend}")
     if settings.parallel.kind == "ddp":
         return
     for key, value, good in (
