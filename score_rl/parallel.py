@@ -235,7 +235,7 @@ def check_parallel(settings: Settings, group: Group) -> None:
     kind = settings.engine.kind
     if kind == "vllm" or (kind == "vllm_server" and settings.parallel.kind != "ddp"):
         mend = "engine.kind=transformers, or for an adapter vllm_server with parallel.kind=ddp"
-        raise ConfigError(f"engine.kind={kind}: not tried with {group.size} such processes; set {mend}")
+        raise ConfigError(f"engine.kind={kind}: not tried with {group.size} processes; set {mend}")
     if settings.parallel.kind == "ddp":
         return
     for key, value, good in (
