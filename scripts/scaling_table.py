@@ -48,7 +48,7 @@ def choose(plan: ClusterPlan) -> tuple[str, str]:
             return kind, "yes"
     for kind in kinds:
         if plan.memory[kind].adapter and plan.memory[kind].training <= room:
-            return kind, "with a server"
+            return kind, "only with a server"
     return kinds[-1], "no"
 
 

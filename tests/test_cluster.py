@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -361,7 +362,7 @@ def test_the_text_has_the_figures_of_the_plan_and_its_assumptions(plan):
 @pytest.mark.parametrize(
     ("room", "adapter", "said"),
     [
-        ("training", 1, "ddp fsdp zero2 zero3 fit if a vLLM server samples"),
+        ("training", 1, "ddp fsdp zero2 zero3 would fit if a vLLM server sampled"),
         ("training", 0, "nothing fits"),  # a server takes adapters alone
         ("less", 1, "nothing fits"),
     ],
@@ -398,3 +399,11 @@ def test_memory_of_a_plan_is_that_of_the_settings():
     found = make_cluster_plan(settings, 1, shape=Shape(CONFIG, "table"), prompts=PROMPTS)
     sizes = measure(blank_model(settings.model, CONFIG))
     assert found.memory == {"ddp": memory_of("ddp", found.share, sizes, 1)}
+
+
+def test_the_page_has_the_figures_that_its_command_prints():
+    path = Path(__file__).parent.parent / "scripts" / "scaling_table.py"
+    assert (
+        runpy.run_path(str(path))["row"]("1.5B", "adapter", 8)
+        in (path.parent.parent / "docs" / "scaling.md").read_text()
+    )

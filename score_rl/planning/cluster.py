@@ -266,6 +266,8 @@ def to_text(plan: ClusterPlan, name: str) -> str:
         lines += ["", *_table(f"{label}: each process sends in a step, MiB", kinds, sent, _TRAFFIC_ROWS, 2**20)]
         lines += ["", *_table(f"{label}: seconds of a step, at most", kinds, seconds, _SECONDS_ROWS, 1)]
     lines += ["", f"vLLM: {engines} engine{'s' * (engines > 1)} of {gpus} GPU{'s' * (gpus > 1)} each"]
+    if plan.processes > 1:
+        lines[-1] += "; several processes sample with it from a server, with parallel.kind=ddp (docs/scaling.md)"
     lines += ["assumed (score_rl/planning/seconds.py); nothing overlaps, and every attempt runs to its limit:"]
     return "\n".join([*lines, *(f"  {key:<18}{value:>20,.10g}" for key, value in asdict(plan.assumed).items())]) + "\n"
 
@@ -285,6 +287,6 @@ def _verdict(plan: ClusterPlan) -> str:
     said = f"  of {room / 2**30:.0f} GiB that may be filled: "
     parts = [
         f"{' '.join(here)} fit" if here else "",
-        f"{' '.join(other)} fit if a vLLM server samples" if other else "",
+        f"{' '.join(other)} would fit if a vLLM server sampled" if other else "",
     ]
     return said + ("; ".join(part for part in parts if part) or "nothing fits")
