@@ -10,6 +10,13 @@ from score_rl.errors import ProcessError, ProcessLost, ScoreError
 COUNTERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Numbers of copies, by launchers that leave them without an address to meet at."""
 
+IGNORED = {
+    "ACCELERATE_USE_FSDP": "parallel.kind=fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "parallel.kind=fsdp",
+    "ACCELERATE_MIXED_PRECISION": "model.dtype",
+}
+"""What accelerate asks for in ways of its own, and the setting that decides it here."""
+
 MEND = "start it with: torchrun --nproc-per-node N -m score_rl train RECIPE"
 
 
@@ -19,6 +26,12 @@ def launched() -> int:
     Raises:
         ProcessError: a launcher whose copies would each train for themselves, or that has forgotten something.
     """
+    for name, setting in IGNORED.items():
+        if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
+            raise ProcessError(
+                f"{name}={os.environ[name]}: accelerate only starts processes here; take that out of its configuration "
+                f"(recipes/launch has some), and set {setting}"
+            )
     if "WORLD_SIZE" in os.environ:
         size = int(os.environ["WORLD_SIZE"])
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

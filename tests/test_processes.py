@@ -1,22 +1,26 @@
 """What a process knows of the others from its launcher, and what each takes of the work."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import make_policy
 
+import score_rl
 from score_rl.batch import Row
 from score_rl.errors import ConfigError, DataError, ProcessError
-from score_rl.launcher import launched
+from score_rl.launcher import IGNORED, launched
 from score_rl.parallel import Parallel, check_parallel
 from score_rl.processes import Group, start
 from score_rl.settings import load
 
+LAUNCH = Path(score_rl.__file__).parent / "recipes" / "launch"
 NAMES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    for name in (*NAMES, "SLURM_STEP_NUM_TASKS", "ACCELERATE_MIXED_PRECISION"):
+    for name in (*NAMES, *IGNORED, "SLURM_STEP_NUM_TASKS", "ACCELERATE_USE_CPU"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -50,6 +54,32 @@ def test_accelerate_that_starts_one_process_of_several_is_refused(environment: p
     environment.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(ProcessError, match="asked for several processes and has started one"):
         launched()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "setting"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "parallel.kind=fsdp"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "parallel.kind=fsdp"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "model.dtype"),
+    ],
+)
+def test_what_accelerate_would_do_itself_is_refused(
+    environment: pytest.MonkeyPatch, name: str, value: str, setting: str
+) -> None:
+    environment.setenv(name, value)
+    with pytest.raises(ProcessError, match=f"{name}={value}: accelerate only starts processes here; .* set {setting}"):
+        launched()
+
+
+@pytest.mark.parametrize("name", ["gpus", "machines"])
+def test_the_configurations_of_accelerate_ask_for_nothing_that_is_ignored(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert config.distributed_type == "MULTI_GPU" and config.mixed_precision == "no"
+    assert (config.fsdp_config, config.deepspeed_config) == ({}, {})
+    assert config.num_processes == 8 * config.num_machines
 
 
 def test_a_world_without_a_place_to_meet_is_refused(environment: pytest.MonkeyPatch) -> None:
@@ -96,7 +126,7 @@ def test_what_cannot_be_sharded_is_refused(change: str) -> None:
 def test_an_engine_that_was_not_tried_with_several_processes_is_refused() -> None:
     settings = load("arithmetic", ["engine.kind=vllm"])
     check_parallel(settings, Group(0, 1))
-    with pytest.raises(ConfigError, match=r"engine.kind=vllm: not tried with 2 processes; set engine.kind=transformers"):
+    with pytest.raises(ConfigError, match=r"engine.kind=vllm: not tried with 2 processes; set"):
         check_parallel(settings, Group(0, 2))
 
 

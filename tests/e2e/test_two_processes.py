@@ -77,16 +77,6 @@ def error_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("error:")]
 
 
-def test_the_first_gradient_is_that_of_one_process() -> None:
-    rows = [json.loads(line) for line in finish(launch(str(HERE / "processes_gradients.py"))).splitlines()]
-    memory, cases = rows[0], rows[1:]
-    assert len(cases) == 2 * 2 * 6 and all(case["processes"] == 2 for case in cases)
-    assert {case["case"]: case["gradient"] for case in cases if case["gradient"] > 1e-6} == {}
-    assert {case["case"]: case["metrics"] for case in cases if case["metrics"] > 1e-6} == {}
-    # Halved from the second process's two rows at once, and the first one follows.
-    assert memory["enough"][0] == memory["enough"][1] < 99 and memory["gradient"] < 1e-6
-
-
 @pytest.mark.parametrize("lora", [True, False], ids=["an adapter", "the whole model"])
 def test_a_run_of_two_processes_has_the_numbers_of_one(tmp_path: Path, tiny_model: Path, lora: bool) -> None:
     settings = [*settings_of(tiny_model), *(LORA if lora else [])]
