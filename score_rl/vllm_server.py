@@ -23,8 +23,12 @@ from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, seed_
 
 AT_ONCE = 256
 """Requests that are under way; vLLM batches them."""
+PAUSE, LONGEST = 0.5, 8.0
+"""Seconds before a request is repeated, which double, and the most they get to."""
 TIMEOUTS = 2
 """How often one request may take `engine.timeout`, which is too long to be waited for as often as for a refusal."""
+DONE = ("already been loaded", "cannot be found")
+"""What a server says of an adapter that is where it is wanted, or gone as was wanted."""
 MALFORMED = (KeyError, IndexError, TypeError, ValueError)
 """What reading an answer raises in which something is missing."""
 
@@ -129,7 +133,7 @@ class VllmServer(SyncedEngine):
         reason, timeouts = "", 0
         for attempt in range(self.settings.retries + 1):
             if attempt:
-                await asyncio.sleep(min(8.0, 0.5 * 2 ** (attempt - 1)))
+                await asyncio.sleep(min(LONGEST, PAUSE * 2 ** (attempt - 1)))
             try:
                 reply = await client.post(question.path, json=question.payload)
             except httpx.TransportError as error:
@@ -148,7 +152,7 @@ class VllmServer(SyncedEngine):
                 self._came_back = True  # another server now, which was never given the adapter
                 await self._answer(client, self._loading())
             elif reply.status_code < 500 and reply.status_code not in (408, 429):
-                if "already been loaded" in reason or "cannot be found" in reason:  # as was wanted
+                if "lora_adapter" in question.path and any(done in reason for done in DONE):
                     return None
                 raise self._refused(question, reply, reason)
         again = "start it again, then repeat the command, which goes on from the last checkpoint"

@@ -1,6 +1,7 @@
 """vLLM as a server: adapters by file, the wrong server, and one that is killed."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from score_rl.loading import load_policy, load_tokenizer
 from score_rl.settings import load
 from score_rl.synced import SyncedEngine, shaken
 
+CPU_ALONE = {"ACCELERATE_USE_CPU": "true"}
 STEPS = ["stages.0.steps=6", "stages.1.steps=2"]
 
 
@@ -56,6 +58,25 @@ def test_a_server_with_another_base_model_is_refused(server: Server, wide: Path,
 def test_a_server_with_another_tokenizer_is_refused(server: Server, tiny_model: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"another tokenizer than model\.path"):
         engine_of(server, tiny_model, tmp_path)
+
+
+def test_two_processes_with_a_server_take_the_steps_of_one(server: Server, wide: Path, tmp_path: Path):
+    steps = []
+    for number in (1, 2):
+        run = tmp_path / str(number)
+        short = [word for word in arguments(server, wide, run) if word not in STEPS]
+        told = [*short, "stages.0.steps=2", "stages.1.steps=2"]
+        command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", f"--nproc-per-node={number}"]
+        done = subprocess.run(
+            [*command, "-m", "score_rl", *told], capture_output=True, text=True, env=os.environ | CPU_ALONE
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        steps.append(steps_of(run)[1:])
+    assert len(steps[0]) == len(steps[1]) == 4
+    for one, two in zip(*steps, strict=True):
+        # The same attempts; the gradients differ by how the rows are added up.
+        assert one["acc/t2"] == two["acc/t2"]
+        assert two["optim/grad_norm"] == pytest.approx(one["optim/grad_norm"], rel=1e-4)
 
 
 def test_both_stages_train_and_go_on_after_the_server_was_killed(wide: Path, tmp_path: Path):
