@@ -110,11 +110,13 @@ class Partial:
     Attributes:
         path: the file.
         episodes: of the problems that are done, in order.
+        writes: False in a process that only keeps the count, beside the one that writes.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any], samples: int) -> None:
         self.path = path
         self.episodes: list[Episode] = []
+        self.writes = True
         self._header = {"evaluation": identity}
         self._samples = samples
 
@@ -170,6 +172,11 @@ class Partial:
         Raises:
             CheckpointError: the disk is full or the file cannot be written.
         """
+        if self.writes:
+            self._write(episodes)
+        self.episodes += episodes
+
+    def _write(self, episodes: Sequence[Episode]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(to_lines(map(to_row, episodes)))
@@ -177,7 +184,6 @@ class Partial:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
-        self.episodes += episodes
 
     def remove(self) -> None:
         """Takes the file away, once the evaluation's own are written."""

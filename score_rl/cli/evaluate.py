@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from score_rl.chat import Chat
     from score_rl.endpoint import EndpointPlayer
     from score_rl.episodes import Attempt, Problem
-    from score_rl.evaluation import Evaluation
+    from score_rl.evaluation import EpisodePlayer, Evaluation
     from score_rl.grading import Grader
     from score_rl.model_schema import ModelSettings
     from score_rl.policy import Policy
+    from score_rl.processes import Group
     from score_rl.results import Partial
-    from score_rl.rollout import Player
     from score_rl.schema import Settings
     from score_rl.tracking import Screen
 
@@ -72,6 +72,7 @@ def evaluate(
     score eval runs/arithmetic --attempts 10
     score eval runs/arithmetic --samples 8 --temperature 1
     score eval embedded --temperature 1 --json
+    torchrun --nproc-per-node 8 -m score_rl eval runs/mine
     score eval MODEL --endpoint http://127.0.0.1:8000/v1 --recipe gsm8k -o model.json
     """
     from score_rl.run import check_writable
@@ -93,18 +94,31 @@ def evaluate(
         check_writable(output.parent)
     from score_rl.evaluation import write_evaluation
     from score_rl.grading import make_grader
+    from score_rl.processes import leave, start
     from score_rl.tracking import Screen
 
-    reference = _reference(subject, name, settings, output, endpoint) if kl else None
-    screen = Screen()
-    remote = endpoint_player(settings, endpoint, concurrency, retries, screen)
-    chat = chat_of(settings) if remote is None else None
-    chosen = _problems(settings, chat, screen)
-    partial = _open_partial(settings, chosen, output, first_attempts, remote, fresh=fresh)
-    grader = make_grader(settings.reward) if remote is None else remote.grader
-    fixed = _fixed(first_attempts, settings, chosen, grader, chat)
-    player, policy = _player(settings, chat, grader, remote)
-    result = _play(player, chosen, settings, fixed, partial, screen, name)
+    group = start()
+    screen = Screen(quiet=not group.is_first)
+    with group.together():
+        if endpoint is not None and group.size > 1:
+            raise ConfigError(f"--endpoint with {group.size} processes: one asks it; start one, raise --concurrency")
+        reference = _reference(subject, name, settings, output, endpoint) if kl else None
+        remote = endpoint_player(settings, endpoint, concurrency, retries, screen)
+        chat = chat_of(settings) if remote is None else None
+        chosen = _problems(settings, chat, screen)
+    partial = group.first(
+        lambda: _open_partial(settings, chosen, output, first_attempts, remote, group.size, fresh=fresh)
+    )
+    if partial is not None:
+        partial.writes = group.is_first
+    with group.together():
+        grader = make_grader(settings.reward) if remote is None else remote.grader
+        fixed = _fixed(first_attempts, settings, chosen, grader, chat)
+        player, policy = _player(settings, chat, grader, remote, group)
+    result = _play(player, grader, chosen, settings, fixed, partial, screen, name)
+    leave()
+    if not group.is_first:
+        return
     if first_attempts is not None:
         result.metrics["first_attempts"] = str(first_attempts)
     if kl and output is not None and policy is not None and chat is not None:
@@ -160,17 +174,20 @@ def _reference(
 
 
 def _player(
-    settings: Settings, chat: Chat | None, grader: Grader, remote: EndpointPlayer | None
-) -> tuple[Player | EndpointPlayer, Policy | None]:
-    """What plays, and its weights if they are here."""
+    settings: Settings, chat: Chat | None, grader: Grader, remote: EndpointPlayer | None, group: Group
+) -> tuple[EpisodePlayer, Policy | None]:
+    """What plays, and its weights if they are here; of several processes each plays its share."""
     from score_rl.engines import check_engine, engine_player
+    from score_rl.parallel import Parallel
+    from score_rl.sharing import SharingPlayer
 
     if remote is not None or chat is None:
         assert remote is not None
         return remote, None
     check_engine(settings, trains=False)
     policy = policy_of(settings, chat)
-    return engine_player(settings, policy, chat, grader), policy
+    player = engine_player(settings, policy, chat, grader)
+    return (player if group.size == 1 else SharingPlayer(player, Parallel(policy, group))), policy
 
 
 def _problems(settings: Settings, chat: Chat | None, screen: Screen) -> list[Problem]:
@@ -194,6 +211,7 @@ def _open_partial(
     output: Path | None,
     first_attempts: Path | None,
     remote: EndpointPlayer | None,
+    processes: int,
     *,
     fresh: bool,
 ) -> Partial | None:
@@ -207,7 +225,8 @@ def _open_partial(
     weights = _weights(settings) if remote is None else f"those of {remote.model} at {remote.url}"
     told = identity(settings, weights, problems, first_attempts)
     partial = Partial(partial_path(output), told, settings.eval.samples)
-    partial.open(len(problems), (remote or Player).problems_at_once(plan_of(settings.eval)), fresh=fresh)
+    at_once = (remote or Player).problems_at_once(plan_of(settings.eval)) * processes
+    partial.open(len(problems), at_once, fresh=fresh)
     return partial
 
 
@@ -235,7 +254,8 @@ def _fixed(
 
 
 def _play(
-    player: Player | EndpointPlayer,
+    player: EpisodePlayer,
+    grader: Grader,
     problems: list[Problem],
     settings: Settings,
     fixed: list[list[Attempt]] | None,
@@ -265,7 +285,7 @@ def _play(
         screen.say(f"interrupted: what is finished is in {partial.path}, and the same command goes on from there")
         raise typer.Exit(130) from None
     finally:
-        player.grader.close()
+        grader.close()
 
 
 def _write_kl(
