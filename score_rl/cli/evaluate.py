@@ -38,6 +38,14 @@ if TYPE_CHECKING:
     from score_rl.tracking import Screen
 
 
+FirstAttempts = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.jsonl", help="Correct the first attempts of this evaluation, not its own."),
+]
+Kl = Annotated[bool, typer.Option("--kl", help="Also write NAME.kl.jsonl: each token's KL to the reference.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Where to write; RUN/eval/NAME.json for a run.")]
+
+
 def evaluate(
     subject: Subject,
     overrides: Overrides = None,
@@ -47,13 +55,8 @@ def evaluate(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this mass alone.")] = None,
     data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Other problems: what data.source takes.")] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="At most this many problems.")] = None,
-    first_attempts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Correct the first attempts of this evaluation, not its own."),
-    ] = None,
-    kl: Annotated[
-        bool, typer.Option("--kl", help="Also write NAME.kl.jsonl: each token's KL to the reference.")
-    ] = False,
+    first_attempts: FirstAttempts = None,
+    kl: Kl = False,
     endpoint: Endpoint = None,
     concurrency: Concurrency = None,
     retries: Retries = None,
@@ -61,9 +64,7 @@ def evaluate(
     stage: Stage = None,
     recipe: Recipe = "arithmetic",
     seed: Seed = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Where to write; RUN/eval/NAME.json for a run.")
-    ] = None,
+    output: Output = None,
     as_json: Json = False,
 ) -> None:
     """Measure self-correction on held-out problems, with 95% intervals. Killed? The same command goes on.
@@ -106,11 +107,7 @@ def evaluate(
         remote = endpoint_player(settings, endpoint, concurrency, retries, screen)
         chat = chat_of(settings) if remote is None else None
         chosen = _problems(settings, chat, screen)
-    partial = group.first(
-        lambda: _open_partial(settings, chosen, output, first_attempts, remote, group.size, fresh=fresh)
-    )
-    if partial is not None:
-        partial.writes = group.is_first
+    partial = _open_partial(settings, chosen, output, first_attempts, remote, group, fresh=fresh)
     with group.together():
         grader = make_grader(settings.reward) if remote is None else remote.grader
         fixed = _fixed(first_attempts, settings, chosen, grader, chat)
@@ -127,13 +124,13 @@ def evaluate(
         write_evaluation(result, output)
     if partial is not None:
         partial.remove()
+    _show(result, f"{subject} ({name})", name, output, screen, as_json=as_json)
+
+
+def _show(result: Evaluation, title: str, name: str, output: Path | None, screen: Screen, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result.metrics))
         return
-    _show(result, f"{subject} ({name})", name, output, screen)
-
-
-def _show(result: Evaluation, title: str, name: str, output: Path | None, screen: Screen) -> None:
     print_table(title, {name: result.metrics})
     if output is not None:
         screen.say(f"metrics in {output}, episodes in {output.with_suffix('.jsonl')}")
@@ -211,7 +208,7 @@ def _open_partial(
     output: Path | None,
     first_attempts: Path | None,
     remote: EndpointPlayer | None,
-    processes: int,
+    group: Group,
     *,
     fresh: bool,
 ) -> Partial | None:
@@ -222,11 +219,16 @@ def _open_partial(
     from score_rl.results import Partial, identity, partial_path
     from score_rl.rollout import Player
 
-    weights = _weights(settings) if remote is None else f"those of {remote.model} at {remote.url}"
-    told = identity(settings, weights, problems, first_attempts)
-    partial = Partial(partial_path(output), told, settings.eval.samples)
-    at_once = (remote or Player).problems_at_once(plan_of(settings.eval)) * processes
-    partial.open(len(problems), at_once, fresh=fresh)
+    def opened() -> Partial:
+        weights = _weights(settings) if remote is None else f"those of {remote.model} at {remote.url}"
+        told = identity(settings, weights, problems, first_attempts)
+        partial = Partial(partial_path(output), told, settings.eval.samples)
+        at_once = (remote or Player).problems_at_once(plan_of(settings.eval)) * group.size
+        partial.open(len(problems), at_once, fresh=fresh)
+        return partial
+
+    partial = group.first(opened)
+    partial.writes = group.is_first
     return partial
 
 
