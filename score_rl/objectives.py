@@ -220,7 +220,7 @@ def token_weights(objective: Objective, advantage: Tensor, scale: Tensor, placem
 
 
 def importance(cap: float | None, logprobs: Tensor, engine_logprobs: Tensor) -> Tensor | None:
-    """Truncated importance weights min(exp(logprobs - engine_logprobs), cap) -> [N], without gradient; None without cap.
+    """Truncated importance weights min(exp(logprobs - engine_logprobs), cap) -> [N], no gradient; None without cap.
 
     They correct, token by token, for tokens that were drawn by an engine whose kernels round differently; the cap
     bounds the variance that a few tokens would bring (Ionides 2008).
