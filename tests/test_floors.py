@@ -35,9 +35,9 @@ FLOORS = {
         "planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
     ),
     "edge": (
-        "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export hard watch "
-        "profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert cli.data "
-        "cli.data_tools cli.grade cli.report cli.compare cli "
+        "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export "
+        "hard watch profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert "
+        "cli.data cli.data_tools cli.grade cli.report cli.compare cli "
         "__main__"
     ),
 }
