@@ -24,7 +24,7 @@ PATIENCE = timedelta(hours=2)
 """How long a process waits for the others, which may be sampling or writing; the launcher ends them all much sooner
 when one of them dies."""
 
-BROKEN = ("connection closed by peer", "connection reset", "timed out", "broken pipe", "connection refused", "nccl")
+BROKEN = ("connection closed", "connection reset", "timed out", "broken pipe", "connection refused", "gloo", "nccl")
 """What gloo and NCCL say when a process at the other end is gone; they have no class for it."""
 
 
