@@ -1,5 +1,6 @@
 """One setting for the whole suite, and a small random model with a short run of it for the tests that need one."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ from hypothesis import settings
 # Property tests draw the same examples every time and are not timed.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A shell that puts the suite into the background has it ignore Ctrl-C, and with it every program that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

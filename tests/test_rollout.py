@@ -14,8 +14,12 @@ from score_rl.draws import derive
 from score_rl.episodes import Attempt, Grade, Problem
 from score_rl.grading import make_grader
 from score_rl.offline import stored_attempts
+from score_rl.parallel import Parallel
+from score_rl.policy import Policy
+from score_rl.processes import Group
 from score_rl.rollout import Plan, Player
 from score_rl.schema import RewardSettings, SamplingSettings, Settings, StageSettings
+from score_rl.sharing import SharingPlayer
 from score_rl.tracking import Screen
 
 SAMPLING = SamplingSettings()
@@ -250,7 +254,8 @@ def test_first_attempts_are_stored_once_and_read_back_afterwards(tmp_path):
     stage = StageSettings(kind="stage1", steps=1, branch=[2, 1], offline_fraction=1.0, offline_attempts=3)
     settings = Settings(name="test", stages=[stage])
     engine = ScriptedEngine(["1<|im_end|>", "8", "2<|im_end|>"])
-    player, file = Player(engine, make_chat(), GRADER), tmp_path / "offline" / "stage1.jsonl"
+    chat, file = make_chat(), tmp_path / "offline" / "stage1.jsonl"
+    player = SharingPlayer(Player(engine, chat, GRADER), Parallel(Policy(make_model(), chat.tokenizer), Group()))
     written = stored_attempts(file, player, PROBLEMS[:2], stage, settings, Screen(quiet=True))
     read = stored_attempts(file, player, PROBLEMS[:2], stage, settings, Screen(quiet=True))
     assert written == read and len(engine.calls) == 1
