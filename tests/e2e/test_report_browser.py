@@ -26,7 +26,7 @@ TINY = ["train.validation_problems=16", "eval.problems=64", "stages.0.steps=2", 
 TINY += ["stages.0.problems=4", "stages.1.problems=4"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -36,7 +36,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def embedded_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a short training of the embedded policy."""
     path = tmp_path_factory.mktemp("embedded")
@@ -44,13 +44,13 @@ def embedded_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build([path / "run"], path / "report.html")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def wild_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("wild")
     return build([wild_run(path)], path / "report.html")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plain_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hand-made run with levels, three attempts and several samples, and a stored KL."""
     path = tmp_path_factory.mktemp("plain")
@@ -70,7 +70,7 @@ def plain_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build([run], path / "report.html")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_reports(plain_report: Path, wild_report: Path) -> Path:
     """The report of two runs, one of them hostile."""
     [wild] = [path for path in wild_report.parent.iterdir() if path.is_dir()]
