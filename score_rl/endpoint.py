@@ -14,7 +14,7 @@ from score_rl.chat import read_shots
 from score_rl.chat_schema import ChatSettings
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Episode, Problem
-from score_rl.errors import ConfigError, EndpointError, MissingExtra
+from score_rl.errors import ConfigError, EndpointError, MissingExtra, first_of
 from score_rl.grading import Grader
 from score_rl.rollout import Plan
 from score_rl.schema import SamplingSettings
@@ -118,9 +118,7 @@ class EndpointPlayer:
         try:
             return asyncio.run(self._play(problems, plan, purpose, stored, progress, first))
         except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
+            error = first_of(group)
             raise error from error.__cause__
 
     async def _play(

@@ -15,7 +15,7 @@ import httpx
 
 from score_rl.decode import Sample
 from score_rl.engine_schema import EngineSettings
-from score_rl.errors import ConfigError, EndpointError
+from score_rl.errors import ConfigError, EndpointError, first_of
 from score_rl.policy import Policy
 from score_rl.records import write_directory
 from score_rl.schema import SamplingSettings
@@ -123,9 +123,7 @@ class VllmServer(SyncedEngine):
         try:
             return asyncio.run(ask())
         except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
+            error = first_of(group)
             raise error from error.__cause__
 
     async def _answer(self, client: httpx.AsyncClient, question: _Question) -> Any:

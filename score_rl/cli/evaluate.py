@@ -155,14 +155,14 @@ def _reference(
     Raises:
         ConfigError: there is none, or nowhere to write.
     """
-    from score_rl.loading import model_directory
+    from score_rl.loading import is_adapter, model_directory
     from score_rl.run import RunDirectory
 
     if endpoint is not None:
         raise ConfigError("--kl: an endpoint does not tell it; give the model's directory, without --endpoint")
     if output is None:
         raise ConfigError("--kl: writes a file beside the metrics; say where with -o")
-    if (model_directory(settings.model, weights=False) / "adapter_config.json").is_file():
+    if is_adapter(model_directory(settings.model, weights=False)):
         return None
     if not is_run(subject) or name == "base":
         what = "the base model is the reference itself" if is_run(subject) else f"{subject} has no reference"
@@ -233,12 +233,12 @@ def _open_partial(
 
 
 def _weights(settings: Settings) -> str:
-    from score_rl.loading import base_settings, model_directory
+    from score_rl.loading import base_settings, is_adapter, model_directory
     from score_rl.results import fingerprint
 
     directory = model_directory(settings.model)
     weights = fingerprint(directory)
-    if (directory / "adapter_config.json").is_file():
+    if is_adapter(directory):
         weights += "-on-" + fingerprint(model_directory(base_settings(settings.model, directory)))
     return weights
 
