@@ -15,6 +15,7 @@ Estimator = Literal["k1", "k2", "k3", "exact"]
 Placement = Literal["loss", "reward"]
 Advantage = Literal["none", "batch_mean", "rloo", "sibling", "grpo"]
 LengthNorm = Literal["none", "sequence", "constant", "token"]
+BonusTo = Literal["later", "all"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Objective:
         alpha_fix: bonus of attempt k >= 2 for each unit by which it is better than attempt k - 1.
         alpha_break: penalty for each unit by which it is worse.
         gamma: how much of a later attempt's credit flows back to an earlier one's tokens (paper A.4: 0).
+        bonus_to: whose tokens earn a bonus: its own attempt's alone (`later`), or those of all before it too (`all`).
         importance_cap: bound of the weights that correct for an engine with log-probs of its own; None for no weights.
     """
 
@@ -36,6 +38,7 @@ class Objective:
     alpha_break: float = 0.0
     gamma: float = 0.0
     importance_cap: float | None = None
+    bonus_to: BonusTo = "later"
 
     def __post_init__(self) -> None:
         if len(self.reward) != len(self.beta):
@@ -55,10 +58,11 @@ def stage2(
     attempts: int = 2,
     alpha_fix: float | None = None,
     alpha_break: float | None = None,
+    bonus_to: BonusTo = "later",
 ) -> Objective:
     """Eq. 4 and 5: maximise E[sum_k r_k + b_k - beta1 KL_k], b_k = alpha (r_k - r_{k-1}) for k >= 2 (A.1 for k > 2)."""
     fix, broken = (alpha if alpha_fix is None else alpha_fix), (alpha if alpha_break is None else alpha_break)
-    return Objective((1.0,) * attempts, (beta1,) * attempts, fix, broken, gamma)
+    return Objective((1.0,) * attempts, (beta1,) * attempts, fix, broken, gamma, bonus_to=bonus_to)
 
 
 def substage(j: int, *, beta1: float = 0.01, beta2: float = 0.1) -> Objective:
@@ -91,6 +95,8 @@ def shape_rewards(objective: Objective, rewards: Tensor, progress: Tensor | None
     progress = rewards if progress is None else progress
     change = progress.diff(dim=1, prepend=progress[:, :1])
     bonus = objective.alpha_fix * change.clamp(min=0) - objective.alpha_break * (-change).clamp(min=0)  # Eq. 5
+    if objective.bonus_to == "all":  # for ablations: attempt 1 then earns r_1 + alpha (r_2 - r_1) and learns to fail
+        bonus = bonus.flip(1).cumsum(1).flip(1)
     credit = rewards * rewards.new_tensor(objective.reward) + bonus
     for k in range(credit.shape[1] - 2, -1, -1):
         credit[:, k] += objective.gamma * credit[:, k + 1]

@@ -31,6 +31,7 @@ def make_objective(stage: StageSettings, beta2: float | None = None) -> Objectiv
         beta1=stage.beta1,
         gamma=stage.gamma,
         attempts=stage.attempts,
+        bonus_to=stage.bonus_to,
     )
 
 

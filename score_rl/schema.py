@@ -136,6 +136,8 @@ class StageSettings(Schema):
     alpha_break: NonNegative | None = None
     """Penalty for right -> wrong; `alpha` when not set."""
     bonus_on: Literal["correct", "reward"] = "correct"
+    bonus_to: Literal["later", "all"] = "later"
+    """`all` pays each bonus to the attempts before it too: a known fault, for ablations."""
     gamma: Fraction = 0.0
     credit: Literal["last", "all"] = "all"
     """`multi_turn` only: reward the last attempt, or the sum of all."""
@@ -193,10 +195,18 @@ class StageSettings(Schema):
 
     def cautions(self) -> list[str]:
         """What works but may not do what was meant, a sentence each."""
-        has_bonus = self.kind == "stage2" and any((self.alpha, self.alpha_fix, self.alpha_break))
-        if self.advantage == "grpo" and has_bonus:
-            return ["advantage=grpo divides by each attempt's own spread, which cancels alpha; use rloo or sibling"]
-        return []
+        if self.kind != "stage2" or not any((self.alpha, self.alpha_fix, self.alpha_break)):
+            return []
+        found = []
+        if self.advantage == "grpo":
+            found.append(
+                "advantage=grpo divides by each attempt's own spread, which cancels alpha; use rloo or sibling"
+            )
+        if self.bonus_to == "all":
+            found.append(
+                "bonus_to=all pays attempt 1 r1 + alpha (r2 - r1), so that it learns to fail first; for ablations only"
+            )
+        return found
 
     @model_validator(mode="after")
     def _fits_together(self) -> StageSettings:
@@ -247,6 +257,10 @@ class StageSettings(Schema):
             (
                 self.kl.estimator == "exact" and self.kl.placement == "reward",
                 "kl.placement=reward needs a sampled estimate; use kl.estimator=k1",
+            ),
+            (
+                self.bonus_to == "all" and self.kind != "stage2",
+                f"bonus_to=all: {self.kind} has no bonus; it belongs to stage2",
             ),
             (
                 self.adaptive_beta2 is not None and self.kind not in ("stage1", "substage"),

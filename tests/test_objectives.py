@@ -73,6 +73,16 @@ TABLE = {
         # From the last: 11; -10 + 5.5 = -4.5; 1 - 2.25 = -1.25.
         {(1, 0, 1): (-1.25, -4.5, 11)},
     ),
+    # The known fault: attempt 1 gets r_1 + 10 (r_2 - r_1), so that failing first pays.
+    "stage II with the bonus on all attempts": (
+        stage2(bonus_to="all"),
+        {(0, 0): (0, 0), (0, 1): (10, 11), (1, 0): (-9, -10), (1, 1): (1, 1)},
+    ),
+    "three attempts with the bonus on all": (
+        stage2(alpha_fix=10, alpha_break=5, attempts=3, bonus_to="all"),
+        # Bonuses of (1, 0, 1): -5 for attempt 2, 10 for attempt 3; attempt 1 gets both.
+        {(1, 0, 1): (6, 5, 11), (0, 0, 1): (10, 10, 11), (0, 1, 0): (5, 6, -5)},
+    ),
     "stage I(b) of three attempts": (substage(2), {(1, 1, 0): (0, 0, 0), (0, 0, 1): (0, 0, 1), (1, 1, 1): (0, 0, 1)}),
     "single turn": (single_turn(), {(0,): (0,), (1,): (1,)}),
 }

@@ -66,12 +66,22 @@ def test_the_data_order_does_not_depend_on_how_it_is_cut_into_steps_but_on_the_s
             {"kind": "stage2", "alpha_fix": 3, "alpha_break": 0, "gamma": 0.5},
             Objective((1, 1), (0.01, 0.01), 3, 0, 0.5),
         ),
+        ({"kind": "stage2", "alpha": 3, "bonus_to": "all"}, Objective((1, 1), (0.01, 0.01), 3, 3, bonus_to="all")),
         ({"kind": "substage", "branch": [2, 1, 1], "max_new_tokens": [8] * 3}, Objective((0, 0, 1), (0.1, 0.1, 0.01))),
         ({"kind": "single_turn", "branch": [2], "max_new_tokens": [8]}, Objective((1,), (0.01,))),
         ({"kind": "multi_turn", "credit": "last"}, Objective((0, 1), (0, 0.01))),
         ({"kind": "multi_turn", "credit": "all"}, Objective((1, 1), (0.01, 0.01))),
     ],
-    ids=["stage1", "stage2", "stage2 with two alphas", "substage", "single turn", "last attempt only", "all attempts"],
+    ids=[
+        "stage1",
+        "stage2",
+        "stage2 with two alphas",
+        "bonus on all attempts",
+        "substage",
+        "single turn",
+        "last attempt only",
+        "all attempts",
+    ],
 )
 def test_settings_name_the_objective(settings: dict[str, object], expected: Objective) -> None:
     assert make_objective(stage(**settings)) == expected
@@ -105,7 +115,9 @@ def test_steps_without_validation_and_runs_that_keep_the_last_have_no_candidates
     assert rank(TrainSettings(select="last"), validated(0.9, 0.9), 0.7, due=True) is None
 
 
-def test_grpo_with_a_bonus_is_warned_about() -> None:
+def test_what_spoils_the_bonus_is_warned_about() -> None:
     assert "cancels alpha" in stage(kind="stage2", advantage="grpo").cautions()[0]
     assert stage(kind="stage2", advantage="rloo").cautions() == []
+    assert "learns to fail first" in stage(kind="stage2", bonus_to="all").cautions()[0]
+    assert stage(kind="stage2", bonus_to="all", alpha=0).cautions() == []
     assert stage(kind="stage2", advantage="grpo", alpha=0).cautions() == []

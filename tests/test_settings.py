@@ -148,6 +148,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_key_and_value(assignment, messa
         ({"kind": "stage1", "branch": [2, 1, 2]}, r"stage1 has 2 attempts; use kind substage for more"),
         ({"kind": "stage1", "gamma": 0.5}, r"gamma=0\.5: no credit may flow back to a pinned attempt"),
         ({"kind": "substage", "gamma": 0.5}, r"gamma belongs to stage2"),
+        ({"kind": "stage1", "bonus_to": "all"}, r"bonus_to=all: stage1 has no bonus; it belongs to stage2"),
         (
             {"advantage": "sibling", "branch": [2, 1]},
             r"sibling needs branch\[-1\] >= 2, found branch=\[2, 1\]",
