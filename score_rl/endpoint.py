@@ -14,10 +14,11 @@ from score_rl.chat import read_shots
 from score_rl.chat_schema import ChatSettings
 from score_rl.draws import derive
 from score_rl.episodes import Attempt, Episode, Problem
-from score_rl.errors import ConfigError, EndpointError, MissingExtra, first_of
+from score_rl.errors import ConfigError, EndpointError, MissingExtra
 from score_rl.grading import Grader
 from score_rl.rollout import Plan
 from score_rl.schema import SamplingSettings
+from score_rl.waiting import wait_for
 
 if TYPE_CHECKING:
     from openai import APIError, AsyncOpenAI
@@ -86,7 +87,7 @@ class EndpointPlayer:
         Raises:
             EndpointError: it does not.
         """
-        asyncio.run(self._check())
+        wait_for(self._check())
 
     def problems_at_once(self, plan: Plan) -> int:
         """Problems after which it is worth storing what is finished: a few for each chain that is played at once."""
@@ -115,11 +116,7 @@ class EndpointPlayer:
             EndpointError: the server refuses a request, or gives no answer after all retries.
         """
         stored = first_attempts or [None] * len(problems)
-        try:
-            return asyncio.run(self._play(problems, plan, purpose, stored, progress, first))
-        except BaseExceptionGroup as group:
-            error = first_of(group)
-            raise error from error.__cause__
+        return wait_for(self._play(problems, plan, purpose, stored, progress, first))
 
     async def _play(
         self,

@@ -53,6 +53,7 @@ def check_engine(settings: Settings, *, trains: bool = True) -> None:
     Raises:
         ConfigError: a combination of settings that cannot work, or another version of vLLM.
         MissingExtra: vLLM is not installed.
+        EndpointError: no vLLM server at `engine.url`.
     """
     engine, model = settings.engine, settings.model
     if engine.kind == "transformers":
@@ -66,6 +67,9 @@ def check_engine(settings: Settings, *, trains: bool = True) -> None:
         whole = model.lora is None and not is_adapter(model_directory(model, weights=False))
         if trains and whole:
             raise ConfigError(f"{kind}: a server gets adapters alone; set model.lora={{}}, or use engine.kind=vllm")
+        from score_rl.vllm_server import find_base
+
+        find_base(engine)
         return
     if engine.tensor_parallel_size > 1:
         shared = f"engine.tensor_parallel_size={engine.tensor_parallel_size}"

@@ -41,11 +41,3 @@ class ProcessError(ScoreError, RuntimeError):
 
 class ProcessLost(ProcessError):
     """A process of the run is gone."""
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error in a group, which may hold groups."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,9 +135,22 @@ class SyncedEngine:
         return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
 
-def seed_of(key: int) -> int:
-    """A key as a seed that vLLM takes: it reads -1 as none."""
-    return key % 2**63
+def sampling_parameters(
+    sampling: SamplingSettings, key: int, max_new_tokens: int, end_ids: Sequence[int]
+) -> dict[str, Any]:
+    """How one attempt is to be drawn, by the names that vLLM's class has and its server takes."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or 0,
+        "min_p": sampling.min_p,
+        "repetition_penalty": 1.0,
+        "seed": key % 2**63,  # -1 would be none
+        "max_tokens": max_new_tokens,
+        "stop_token_ids": list(end_ids),
+        "ignore_eos": True,  # else the model's own end would count beside these
+        "logprobs": 0,  # of the token that was drawn alone
+    }
 
 
 def check_version(found: str, where: str) -> None:

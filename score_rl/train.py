@@ -95,7 +95,8 @@ class Trainer:
         self.train_problems, self.validation, self.held_out = material[:3]
         self.policy, self._start = material.policy, material.start
         self.parallel = make_parallel(settings, self.policy, self.group)
-        player = engine_player(settings, self.policy, material.chat, material.grader)
+        with self.group.together():
+            player = engine_player(settings, self.policy, material.chat, material.grader)
         self.player = SharingPlayer(player, self.parallel)
         self.progress = Progress(stage=start_stage - 1)
         self.watch = Watch()
@@ -188,7 +189,8 @@ class Trainer:
             self.watch.load_state(self.progress.watch)
         optimizer = optimizer or self._make_optimizer(stage)
         offline = self._offline(label, stage)
-        self.player.player.prove()
+        with self.group.together():
+            self.player.player.prove()
         with self.screen.task(label, stage.steps, self.progress.step) as advance:
             while self.progress.step < stage.steps:
                 metrics = self._step(label, stage, optimizer, offline)

@@ -15,7 +15,7 @@ from score_rl.engine_schema import EngineSettings
 from score_rl.errors import ConfigError
 from score_rl.policy import Policy
 from score_rl.schema import SamplingSettings
-from score_rl.synced import SyncedEngine, seed_of
+from score_rl.synced import SyncedEngine, sampling_parameters
 
 ENVIRONMENT = {
     # Weights are pushed as tensors, which cannot be handed to a process of its own.
@@ -93,18 +93,7 @@ class VllmSession:
         from vllm import SamplingParams
 
         asked = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k or 0,
-                min_p=sampling.min_p,
-                seed=seed_of(key),
-                max_tokens=max_new_tokens,
-                stop_token_ids=self.engine.end_ids,
-                ignore_eos=True,
-                logprobs=0,
-                detokenize=False,
-            )
+            SamplingParams(**sampling_parameters(sampling, key, max_new_tokens, self.engine.end_ids), detokenize=False)
             for key in keys
         ]
         prompts = [{"prompt_token_ids": list(context)} for context in contexts]

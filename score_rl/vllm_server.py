@@ -15,11 +15,12 @@ import httpx
 
 from score_rl.decode import Sample
 from score_rl.engine_schema import EngineSettings
-from score_rl.errors import ConfigError, EndpointError, first_of
+from score_rl.errors import ConfigError, EndpointError
 from score_rl.policy import Policy
 from score_rl.records import write_directory
 from score_rl.schema import SamplingSettings
-from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, seed_of
+from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, sampling_parameters
+from score_rl.waiting import wait_for
 
 AT_ONCE = 256
 """Requests that are under way; vLLM batches them."""
@@ -41,6 +42,39 @@ class _Question(NamedTuple):
     read: Callable[[Any], Any]
 
 
+class Base(NamedTuple):
+    """A server's base model: the name by which it is asked for, and where the server has it from."""
+
+    name: str
+    root: str
+
+
+def find_base(settings: EngineSettings) -> Base:
+    """What the server of `engine.url` serves.
+
+    Raises:
+        EndpointError: no vLLM server there.
+        ConfigError: one of a version that was not tried.
+    """
+    url = _address(settings)
+    name = f"engine.url={url}"
+    try:
+        version = httpx.get(f"{url}/version", timeout=10.0).json()["version"]
+        models = httpx.get(f"{url}/v1/models", timeout=10.0).json()["data"]
+        base = next(Base(str(m["id"]), str(m.get("root"))) for m in models if m.get("parent") is None)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        start = "start it (docs/vllm.md), or correct engine.url"
+        raise EndpointError(f"{name}: no server there ({type(error).__name__} {error}); {start}") from error
+    except (*MALFORMED, StopIteration) as error:
+        raise EndpointError(f"{name}: what listens there is no vLLM server; correct engine.url") from error
+    check_version(str(version), name)
+    return base
+
+
+def _address(settings: EngineSettings) -> str:
+    return settings.url.rstrip("/").removesuffix("/v1")
+
+
 class VllmServer(SyncedEngine):
     """Samples with a vLLM server.
 
@@ -54,7 +88,7 @@ class VllmServer(SyncedEngine):
     """
 
     def __init__(self, settings: EngineSettings, policy: Policy, end_ids: frozenset[int], dtype: str) -> None:
-        self.url = settings.url.rstrip("/").removesuffix("/v1")
+        self.url = _address(settings)
         super().__init__(settings, policy, f"engine.url={self.url}", dtype)
         self.end_ids = sorted(end_ids)
         # Adapters of another run, or of this one before, are never taken for ours.
@@ -63,7 +97,7 @@ class VllmServer(SyncedEngine):
         self._version = 0
         self._adapter: Path | None = None
         self._came_back = False
-        self._base = self._find_base()
+        self._base, self._root = find_base(settings)
         self._check_base()
 
     def open(self) -> ServerSession:
@@ -102,7 +136,7 @@ class VllmServer(SyncedEngine):
             EndpointError: the server refuses one, or gives no whole answer after all retries.
         """
         model = self._base if self._adapter is None else self._adapter.name
-        asked = {"model": model, "return_token_ids": True, "skip_special_tokens": False, "repetition_penalty": 1.0}
+        asked = {"model": model, "return_token_ids": True, "skip_special_tokens": False}
         return self._ask([_Question("/v1/completions", payload | asked, read) for payload, read in requests])
 
     def _ask(self, questions: Sequence[_Question]) -> list[Any]:
@@ -120,11 +154,7 @@ class VllmServer(SyncedEngine):
                     tasks = [group.create_task(one(question)) for question in questions]
                 return [task.result() for task in tasks]
 
-        try:
-            return asyncio.run(ask())
-        except BaseExceptionGroup as group:
-            error = first_of(group)
-            raise error from error.__cause__
+        return wait_for(ask())
 
     async def _answer(self, client: httpx.AsyncClient, question: _Question) -> Any:
         """The answer to one question, asked again where the server fails or answers by halves."""
@@ -170,19 +200,6 @@ class VllmServer(SyncedEngine):
         payload = {"lora_name": self._adapter.name, "lora_path": str(self._adapter)}
         return _Question("/v1/load_lora_adapter", payload, lambda told: None)
 
-    def _find_base(self) -> str:
-        try:
-            version = httpx.get(f"{self.url}/version", timeout=10.0).json()["version"]
-            models = httpx.get(f"{self.url}/v1/models", timeout=10.0).json()["data"]
-            name, self._root = next((str(m["id"]), str(m.get("root"))) for m in models if m.get("parent") is None)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            start = "start it (docs/vllm.md), or correct engine.url"
-            raise EndpointError(f"{self.name}: no server there ({type(error).__name__} {error}); {start}") from error
-        except (*MALFORMED, StopIteration) as error:
-            raise EndpointError(f"{self.name}: what listens there is no vLLM server; correct engine.url") from error
-        check_version(str(version), self.name)
-        return name
-
     def _check_base(self) -> None:
         """Refuses a server with another tokenizer or base model, or whose log-probs are not of what was drawn."""
 
@@ -220,21 +237,9 @@ class ServerSession:
         last: bool = False,
     ) -> list[Sample]:
         """As `Session.sample`."""
-        asked = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k or 0,
-            "min_p": sampling.min_p,
-            "max_tokens": max_new_tokens,
-            "stop_token_ids": self.engine.end_ids,
-            "ignore_eos": True,
-            "logprobs": 0,
-        }
+        asked = [sampling_parameters(sampling, key, max_new_tokens, self.engine.end_ids) for key in keys]
         return self.engine.complete(
-            [
-                ({**asked, "prompt": list(context), "seed": seed_of(key)}, _read)
-                for context, key in zip(contexts, keys, strict=True)
-            ]
+            [({"prompt": list(context)} | told, _read) for context, told in zip(contexts, asked, strict=True)]
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import threading
@@ -72,6 +73,15 @@ def test_attempts_go_back_as_text_and_grades_are_given_here():
         {"model": "m", "messages": [question, said, REDO], "max_tokens": 4, "temperature": 0.0, "top_p": 1.0}
     ]
     assert len(server.asked) == 12
+
+
+def test_it_can_be_asked_in_a_notebook_where_a_loop_runs_already():
+    async def cell() -> list[Episode]:
+        player(server).check()
+        return player(server).play(PROBLEMS[:2], GREEDY, (0, "evaluate"))
+
+    with serving(echo) as server:
+        assert [[a.text for a in e.attempts] for e in asyncio.run(cell())] == [["0", "1"], ["1", "2"]]
 
 
 def test_an_attempt_that_is_cut_off_or_empty_is_one():

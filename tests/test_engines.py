@@ -17,9 +17,9 @@ from score_rl.engines import check_engine
 from score_rl.errors import ConfigError, EndpointError, MissingExtra, SyncError
 from score_rl.loading import load_policy
 from score_rl.policy import Policy
-from score_rl.schema import ModelSettings
+from score_rl.schema import ModelSettings, SamplingSettings
 from score_rl.settings import load
-from score_rl.synced import SyncedEngine, check_version, policy_logprobs, seed_of, shaken
+from score_rl.synced import WARM, SyncedEngine, check_version, policy_logprobs, sampling_parameters, shaken
 from score_rl.vllm_engine import merged_weights
 from score_rl.vllm_server import VllmServer
 
@@ -117,7 +117,15 @@ def test_a_gap_that_is_no_number_is_none_that_is_small():
 
 
 def test_seeds_are_never_what_vllm_reads_as_none():
-    assert seed_of(-1) == 2**63 - 1 and seed_of(5) == 5 and seed_of(-(2**63)) == 0
+    keys = [-1, 5, -(2**63)]
+    assert [sampling_parameters(WARM, key, 8, [1])["seed"] for key in keys] == [2**63 - 1, 5, 0]
+
+
+def test_settings_and_the_policys_own_ends_decide_how_tokens_are_drawn():
+    told = sampling_parameters(SamplingSettings(temperature=0.5, top_p=0.9, top_k=40, min_p=0.1), 5, 8, [1, 2])
+    assert told | {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1} == told
+    assert told | {"max_tokens": 8, "stop_token_ids": [1, 2], "ignore_eos": True} == told
+    assert sampling_parameters(WARM, 5, 8, [1])["top_k"] == 0  # all tokens
 
 
 def test_wider_heads_are_the_same_function_and_stay_so_in_training(tmp_path: Path):

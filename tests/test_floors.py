@@ -15,7 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only modules to the left of it on its own floor, or on a floor above.
 FLOORS = {
-    "words": "errors launcher registry episodes records strict chat_schema model_schema engine_schema schema settings",
+    "words": (
+        "errors waiting launcher registry episodes records strict chat_schema model_schema engine_schema schema "
+        "settings"
+    ),
     "meaning": (
         "stats resampling votes power diff "
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "

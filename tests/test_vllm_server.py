@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ def test_each_push_is_a_new_adapter_and_the_one_before_is_gone(tmp_path: Path):
     assert [path.name for path in tmp_path.glob("*/*")] == fake.loaded
     assert {request["seed"] for request in asked} == {11, 2**63 - 1, 13}
     assert all(request["return_token_ids"] and request["stop_token_ids"] == [1] for request in asked)
+
+
+def test_it_can_be_asked_in_a_notebook_where_a_loop_runs_already(tmp_path: Path):
+    policy = stir(make_policy(lora=True))
+
+    async def cell() -> list[tuple[int, ...]]:
+        return draw(engine_of(server.url, policy, tmp_path))
+
+    with serving(Fake(policy), MODELS) as server:
+        assert asyncio.run(cell()) == draw(engine_of(server.url, policy, tmp_path))
 
 
 BY_HALVES = [

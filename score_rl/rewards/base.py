@@ -1,6 +1,5 @@
 """What a reward is: `(prediction, problem) -> Grade`, or a function of TRL's shape; and the registry of them."""
 
-import asyncio
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 from score_rl.episodes import Grade, Problem
 from score_rl.errors import ConfigError
 from score_rl.registry import Registry
+from score_rl.waiting import wait_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,4 +98,4 @@ def _wait(awaitable: Any) -> Any:
     async def run() -> Any:
         return await awaitable
 
-    return asyncio.run(run())
+    return wait_for(run())
