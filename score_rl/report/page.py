@@ -39,12 +39,12 @@ def compose(runs: Sequence[Run], most_bytes: int) -> str:
         DataError: an evaluation's file cannot be read.
     """
     counted = _count(runs, most_bytes)
-    css, script = _file("report.css"), "".join(map(_file, SCRIPTS))
+    css, script = style(), "".join(map(text_of, SCRIPTS))
     policy = (
-        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(css)}; img-src data:; "
+        f"default-src 'none'; script-src {digest_of(script)}; style-src {digest_of(css)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    template = _template()
+    template = template_of("page.html")
     content: dict[str, Any] = {
         "title": ", ".join(run.name for run in runs),
         "policy": policy,
@@ -158,17 +158,31 @@ def _compared(runs: Sequence[Run], counted: Counted) -> dict[str, Any]:
     return {"last_lines": lines, "pairs": differences(runs, counted.summaries)}
 
 
-def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
+def template_of(name: str) -> Any:
+    """A template of this package, which escapes all that it is given."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    env = Environment(autoescape=True, undefined=StrictUndefined, finalize=finalize, trim_blocks=True)
-    return env.from_string(_file("page.html"))
+    env = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=finalize,
+        trim_blocks=True,
+        loader=FunctionLoader(text_of),
+    )
+    return env.get_template(name)
 
 
-def _file(name: str) -> str:
+def text_of(name: str) -> str:
+    """A file that lies beside this one."""
     return files("score_rl.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def style() -> str:
+    """The style sheet of a page with charts."""
+    return text_of("report.css") + text_of("charts.css")
+
+
+def digest_of(text: str) -> str:
+    """What a content security policy allows an inline script or style by."""
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
