@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from score_rl.chat_schema import ChatSettings, ShotSettings, read_shot
-from score_rl.episodes import Attempt, Problem
+from score_rl.episodes import Attempt, Critique, Problem
 from score_rl.errors import ConfigError, DataError
 from score_rl.records import read_jsonl
 from score_rl.template import Template, Turn
@@ -30,6 +30,7 @@ class Chat:
 
     Attributes:
         bridges: the bridge of each instruction, in the order of the settings.
+        feedback_bridge: the bridge of the request for a critique; None where there is none.
         end_id: the token with which the template has an attempt end.
         end_ids: tokens that end an attempt: that one, and the tokenizer's eos.
         header: what the model itself writes between prompt and answer: a space, or the name of a channel.
@@ -59,8 +60,11 @@ class Chat:
         self._before = self.turns(_QUESTION)
         self._prompt = self.template.render(self._before, prompt=True)
         self._check_opening()
-        seams = [self._seam(instruction) for instruction in self.instructions]
-        self.bridges = tuple(seam.bridge_ids for seam in seams)
+        self._requests = [*self.instructions, *([] if settings.feedback is None else [settings.feedback])]
+        seams = [self._seam(request) for request in self._requests]
+        self._bridges = [seam.bridge_ids for seam in seams]
+        self.bridges = tuple(self._bridges[: len(self.instructions)])
+        self.feedback_bridge = None if settings.feedback is None else self._bridges[-1]
         self.end_id, self._closed = self._find_ends(seams)
         self.end_ids = frozenset({self.end_id, tokenizer.eos_token_id} - {None})
         self.header, self.prefix = self._find_header(seams[0].head)
@@ -95,24 +99,49 @@ class Chat:
         """
         number = len(texts) if number is None else number
         if self.settings.history == "template":
-            return self._render_anew(question, texts, number)
-        place = self.instruction(question, number)
-        # The bridge starts with the end of the turn; what an attempt sampled of it stands there already.
-        skipped = self._closed[place].get(token_ids[-1], 0) if token_ids else 0
-        return context_ids + token_ids + self.bridges[place][skipped:]
+            numbers = range(number - len(texts) + 1, number + 1)
+            return self._render_anew(question, texts, [self.instruction(question, k) for k in numbers])
+        return self._join(context_ids, token_ids, self.instruction(question, number))
 
-    def context(self, question: str, attempts: Sequence[Attempt]) -> tuple[int, ...]:
-        """Context of the attempt after `attempts`, of which the latest `chat.keep_attempts` are in it."""
+    def context(self, question: str, attempts: Sequence[Attempt], critique: Critique | None = None) -> tuple[int, ...]:
+        """Context of the attempt after `attempts`, of which the latest `chat.keep_attempts` are in it.
+
+        Args:
+            critique: of the last of them, where the settings ask for one.
+        """
         if not attempts:
             return self.open(question)
-        kept = attempts[-(self.settings.keep_attempts or len(attempts)) :]
+        assert critique is not None or self.settings.feedback is None, "no critique of the last attempt"
+        return self._go_on(question, attempts, critique)
+
+    def feedback_context(self, question: str, attempts: Sequence[Attempt]) -> tuple[int, ...]:
+        """Context of the critique of the last of `attempts`, which carries what the next attempt's will."""
+        return self._go_on(question, attempts, None)
+
+    def _go_on(self, question: str, attempts: Sequence[Attempt], critique: Critique | None) -> tuple[int, ...]:
+        """The conversation up to the request behind the last attempt, or behind its critique if that is given."""
+        carried = self.settings.carried([attempt.text for attempt in attempts])
+        said: list[tuple[tuple[int, ...], int]] = []
+        for number in carried:
+            found = critique if number == carried[-1] else attempts[number].critique
+            if self.settings.feedback is None:
+                said.append((attempts[number - 1].token_ids, self.instruction(question, number)))
+                continue
+            said.append((attempts[number - 1].token_ids, len(self.instructions)))
+            if found is not None:
+                said.append((found.token_ids, self.instruction(question, number)))
         if self.settings.history == "template":
-            texts = [self.content(attempt.token_ids) for attempt in kept]
-            return self.follow_up(question, (), (), texts, len(attempts))
-        context = kept[0].context_ids if len(kept) == len(attempts) else self.open(question)
-        for number, attempt in enumerate(kept, start=len(attempts) - len(kept) + 1):
-            context = self.follow_up(question, context, attempt.token_ids, [], number)
+            return self._render_anew(question, [self.content(ids) for ids, _ in said], [place for _, place in said])
+        context = attempts[0].context_ids if len(carried) == len(attempts) else self.open(question)
+        for ids, place in said:
+            context = self._join(context, ids, place)
         return context
+
+    def _join(self, context_ids: tuple[int, ...], token_ids: tuple[int, ...], place: int) -> tuple[int, ...]:
+        """What was said, and the request at this place of `_requests` behind it."""
+        # The bridge starts with the end of the turn; what an attempt sampled of it stands there already.
+        skipped = self._closed[place].get(token_ids[-1], 0) if token_ids else 0
+        return context_ids + token_ids + self._bridges[place][skipped:]
 
     def decode(self, token_ids: tuple[int, ...]) -> str:
         """Text of an attempt, for graders and people, without the end-of-turn token."""
@@ -147,8 +176,12 @@ class Chat:
         """
         bridge = max(map(len, self.bridges))
         kept = self.settings.keep_attempts or len(max_new_tokens)
+
+        def critique(k: int) -> int:  # of attempt k, as long as the attempt behind it may be
+            return 0 if self.feedback_bridge is None else len(self.feedback_bridge) + max_new_tokens[k + 1]
+
         return max(
-            sum(limit + bridge for limit in max_new_tokens[max(0, k - kept) : k]) + max_new_tokens[k]
+            sum(max_new_tokens[j] + critique(j) + bridge for j in range(max(0, k - kept), k)) + max_new_tokens[k]
             for k in range(len(max_new_tokens))
         )
 
@@ -157,8 +190,8 @@ class Chat:
         unknown = token in self.template.controls and self.template.controls[token] not in self.template.text
         return token in self.end_ids or token in self._closed[0] or unknown
 
-    def _render_anew(self, question: str, texts: list[str], number: int) -> tuple[int, ...]:
-        asked = [self.instructions[self.instruction(question, k)] for k in range(number - len(texts) + 1, number + 1)]
+    def _render_anew(self, question: str, texts: list[str], places: list[int]) -> tuple[int, ...]:
+        asked = [self._requests[place] for place in places]
         said = [self.template.say(text) for text in texts]
 
         def render() -> str:

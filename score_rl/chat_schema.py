@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -65,6 +66,11 @@ class ChatSettings(Schema):
         "There might be an error in the solution above. Please correct the error, if any, and rewrite the solution."
     )
     """Asks for the next attempt; of several, one is drawn for each question and attempt, the same in every run."""
+    feedback: str | None = None
+    """Evaluation only: asks for a critique of each attempt, which the policy writes before `instruction` asks for the
+    next one (Self-Refine)."""
+    keep: str | None = None
+    """A later attempt that starts with this text, behind its thoughts if it has some, keeps the attempt before it."""
     few_shot: Annotated[str | list[ShotSettings], BeforeValidator(_shots)] = Field(default_factory=list)
     """Solved problems in front of the question: a list of `{question, answer}` or `{question, attempts, instruction}`,
     or a JSON Lines file of such rows."""
@@ -90,6 +96,22 @@ class ChatSettings(Schema):
         """The instructions, in order; one of them in most runs."""
         return [self.instruction] if isinstance(self.instruction, str) else self.instruction
 
+    def keeps(self, number: int, text: str) -> bool:
+        """Whether attempt `number` (from 1) says no more than that the one before it stands."""
+        if self.keep is None or number == 1:
+            return False
+        return text.rpartition("</think>")[2].strip().startswith(self.keep.strip())
+
+    def carried(self, texts: Sequence[str]) -> list[int]:
+        """Numbers (from 1) of the attempts that the next context carries, of those with these texts.
+
+        Where `keep_attempts` cuts, an attempt that keeps another makes room for that one.
+        """
+        numbers = list(range(1, len(texts) + 1))
+        if self.keep_attempts is None or len(texts) <= self.keep_attempts:
+            return numbers
+        return [n for n in numbers if not self.keeps(n, texts[n - 1])][-self.keep_attempts :]
+
     def draw(self, question: str, number: int) -> int:
         """Which of the instructions follows attempt `number` (from 1): drawn, and always the same for this question."""
         digest = hashlib.blake2b(repr((question, number)).encode(), digest_size=8).digest()
@@ -109,6 +131,9 @@ class ChatSettings(Schema):
     def _is_complete(self) -> ChatSettings:
         if not self.instructions:
             raise ValueError("instruction=[] is empty; say what is asked between two attempts")
+        for key in ("feedback", "keep"):
+            if getattr(self, key) is not None and not getattr(self, key).strip():
+                raise ValueError(f"{key}: empty; give it a text, or null")
         try:
             date.fromisoformat(self.date)
         except ValueError as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+KEPT = "kept"
+"""Note of the grade of an attempt that keeps the one before it (`chat.keep`)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,25 @@ class Grade:
     answer: str | None = None
     note: str | None = None
 
+    def of_keeping(self) -> Grade:
+        """The grade of an attempt that keeps the one that has this grade."""
+        return replace(self, note=KEPT)
+
+
+@dataclass(frozen=True)
+class Critique:
+    """What the policy wrote of its last attempt before it made another (`chat.feedback`); no attempt of its own."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
+    num_tokens: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens, as of an attempt."""
+        return len(self.token_ids) if self.num_tokens is None else self.num_tokens
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -48,6 +70,7 @@ class Attempt:
             gets neither policy gradient nor KL.
         engine_logprobs: log-probability of each token under the distribution it was sampled from, in nats.
         num_tokens: how many tokens there were, where an engine counts them and does not give their ids.
+        critique: of the attempt before it, which stands in its context; None where none was asked for.
     """
 
     context_ids: tuple[int, ...]
@@ -58,11 +81,22 @@ class Attempt:
     engine_logprobs: tuple[float, ...] = ()
     grade: Grade | None = None
     num_tokens: int | None = None
+    critique: Critique | None = None
 
     @property
     def length(self) -> int:
         """Tokens, the end-of-turn token included if it was sampled."""
         return len(self.token_ids) if self.num_tokens is None else self.num_tokens
+
+    @property
+    def cost(self) -> int:
+        """Tokens that were sampled for it: its own and those of the critique in front of it."""
+        return self.length + (self.critique.length if self.critique else 0)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it says no more than that the attempt before it stands."""
+        return self.grade is not None and self.grade.note == KEPT
 
     @property
     def correct(self) -> bool:
@@ -88,6 +122,14 @@ class Episode:
         return asdict(self)
 
     @property
+    def texts(self) -> list[str]:
+        """What each attempt comes to: its text, or that of the attempt that it keeps."""
+        found: list[str] = []
+        for attempt in self.attempts:
+            found.append(found[-1] if attempt.keeps and found else attempt.text)
+        return found
+
+    @property
     def graded(self) -> bool:
         """Whether every attempt has a reward."""
         return all(attempt.grade is not None and attempt.grade.reward is not None for attempt in self.attempts)
@@ -103,8 +145,13 @@ class Episode:
                     "token_ids": tuple(attempt["token_ids"]),
                     "engine_logprobs": tuple(attempt["engine_logprobs"]),
                     "grade": None if attempt["grade"] is None else Grade(**attempt["grade"]),
+                    "critique": _critique(attempt.get("critique")),
                 }
             )
             for attempt in row["attempts"]
         )
         return cls(Problem(**row["problem"]), attempts, tuple(row["path"]))
+
+
+def _critique(row: dict[str, Any] | None) -> Critique | None:
+    return None if row is None else Critique(**{**row, "token_ids": tuple(row["token_ids"])})

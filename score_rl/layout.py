@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from score_rl.chat import Chat
-from score_rl.episodes import Attempt
+from score_rl.episodes import Attempt, Critique
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
@@ -32,13 +32,16 @@ def lay_out(chat: Chat, question: str, attempts: int) -> list[Part]:
     parts: list[Part] = []
     made: list[Attempt] = []
     for number in range(1, attempts + 1):
-        context = chat.context(question, made)
+        critique = None
+        if made and chat.settings.feedback is not None:
+            critique = Critique(placeholder(chat, "critique"), "critique", finished=True)
+        context = chat.context(question, made, critique)
         before = parts[-1].context_ids + parts[-1].token_ids if parts else ()
         nested = len(before) if context[: len(before)] == before else 0
         token_ids = placeholder(chat, f"{ORDINALS[number - 1] if number <= len(ORDINALS) else number} attempt")
         asked = chat.instructions[chat.instruction(question, number - 1)] if made else None
         parts.append(Part(context, nested, token_ids, asked))
-        made.append(Attempt(context, token_ids, chat.decode(token_ids), finished=True))
+        made.append(Attempt(context, token_ids, chat.decode(token_ids), finished=True, critique=critique))
     return parts
 
 

@@ -16,15 +16,20 @@ Metrics = dict[str, float]
 
 
 def is_unchanged(episode: Episode, attempt: int) -> bool:
-    """Whether `attempt` (from 2) gives the answer of the one before it.
+    """Whether `attempt` (from 2) gives the answer of the one before it, or keeps it.
 
     Without an extracted answer on either side the texts are compared.
     """
     before, after = episode.attempts[attempt - 2], episode.attempts[attempt - 1]
     assert before.grade is not None and after.grade is not None
     if before.grade.answer is None and after.grade.answer is None:
-        return before.text == after.text
+        return _is_identical(episode, attempt)
     return before.grade.answer == after.grade.answer
+
+
+def _is_identical(episode: Episode, attempt: int) -> bool:
+    texts = episode.texts
+    return texts[attempt - 2] == texts[attempt - 1]
 
 
 def edit_ratio(before: str, after: str) -> float:
@@ -116,7 +121,8 @@ def self_correction(episodes: Sequence[Episode]) -> Metrics:
     for k in attempts[1:]:
         tally.difference(f"t1_t{k + 1}", right[0], right[k])
         tally.rate(f"unchanged/t{k + 1}", [is_unchanged(e, k + 1) for e in episodes])
-        tally.rate(f"identical/t{k + 1}", [e.attempts[k - 1].text == e.attempts[k].text for e in episodes])
+        tally.rate(f"identical/t{k + 1}", [_is_identical(e, k + 1) for e in episodes])
+        tally.rate(f"kept/t{k + 1}", [e.attempts[k].keeps for e in episodes])
     if len(attempts) > 1:
         tally.rate("delta/i_c", [a and b for a, b in zip(wrong[0], right[1], strict=True)])
         tally.rate("delta/c_i", [a and b for a, b in zip(right[0], wrong[1], strict=True)])
@@ -132,12 +138,13 @@ def _has_no_answer(episode: Episode, attempt: int) -> bool:
 
 
 def edit_ratios(episodes: Sequence[Episode]) -> Metrics:
-    """Mean and quartiles of `edit_ratio` between each attempt and the one before it."""
+    """Mean and quartiles of `edit_ratio` between each attempt and the one before it; 0 for one that is kept."""
     import numpy as np
 
     metrics: Metrics = {}
+    texts = [e.texts for e in episodes]
     for k in range(2, len(episodes[0].attempts) + 1):
-        found = [edit_ratio(e.attempts[k - 2].text, e.attempts[k - 1].text) for e in episodes]
+        found = [edit_ratio(of[k - 2], of[k - 1]) for of in texts]
         metrics[f"edit_ratio/t{k}"] = fmean(found)
         for name, percent in (("q1", 25), ("median", 50), ("q3", 75)):
             metrics[f"edit_ratio_{name}/t{k}"] = float(np.percentile(found, percent))
@@ -169,12 +176,16 @@ def by_field(episodes: Sequence[Episode]) -> Metrics:
 
 
 def attempt_shapes(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Mean length in tokens and share cut off at the limit, by attempt."""
+    """Mean length in tokens and share cut off at the limit, by attempt; of critiques too where there are some."""
     metrics = {}
     for k in range(1, len(episodes[0].attempts) + 1):
         attempts = [e.attempts[k - 1] for e in episodes]
         metrics[f"length/t{k}"] = fmean(a.length for a in attempts)
         metrics[f"truncated/t{k}"] = fmean(not a.finished for a in attempts)
+        critiques = [a.critique for a in attempts if a.critique]
+        if critiques:
+            metrics[f"critique_length/t{k}"] = fmean(critique.length for critique in critiques)
+            metrics[f"critique_truncated/t{k}"] = fmean(not critique.finished for critique in critiques)
     return metrics
 
 
@@ -194,6 +205,7 @@ def training_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             metrics[f"{prefix}reward/t{k}"] = fmean(_reward(e, k) for e in group)
         for k in range(2, len(group[0].attempts) + 1):
             metrics[f"{prefix}unchanged/t{k}"] = fmean(is_unchanged(e, k) for e in group)
+            metrics[f"{prefix}kept/t{k}"] = fmean(e.attempts[k - 1].keeps for e in group)
         if len(group[0].attempts) > 1:
             gained, lost = transitions(group, 1, 2)
             metrics[f"{prefix}delta/t1_t2"] = (gained - lost) / len(group)

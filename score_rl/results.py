@@ -25,7 +25,9 @@ def to_row(episode: Episode) -> dict[str, Any]:
     return {
         "problem": vars(episode.problem),
         "attempts": [
-            vars(a) | {"context_ids": [], "engine_logprobs": [], "grade": a.grade and vars(a.grade)}
+            vars(a)
+            | {"context_ids": [], "engine_logprobs": [], "grade": a.grade and vars(a.grade)}
+            | {"critique": a.critique and vars(a.critique)}
             for a in episode.attempts
         ],
         "path": episode.path,

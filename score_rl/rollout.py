@@ -10,7 +10,7 @@ from math import prod
 from score_rl.chat import Chat
 from score_rl.decode import Engine
 from score_rl.draws import derive
-from score_rl.episodes import Attempt, Episode, Grade, Problem
+from score_rl.episodes import Attempt, Critique, Episode, Grade, Problem
 from score_rl.grading import Grader, Grading
 from score_rl.schema import SamplingSettings
 
@@ -57,6 +57,8 @@ class _Part:
                     place = (i, episode.path[:k])
                     if place not in done:  # episodes that share an attempt share the object
                         grade = grades.get(place, attempt.grade)
+                        if grade is None and k > 1:  # it was not handed to the grader: it keeps the attempt before it
+                            grade = _grade_of(done[i, episode.path[: k - 1]]).of_keeping()
                         done[place] = dataclasses.replace(attempt, grade=grade)
                 attempts = tuple(done[i, episode.path[:k]] for k in range(1, len(episode.path) + 1))
                 episodes.append(dataclasses.replace(episode, attempts=attempts))
@@ -143,9 +145,7 @@ class Player:
                     ]
                     continue
                 nodes, parents = self._grow(session, nodes, parents, children, depth, plan, purpose, last)
-                texts = [episode.attempts[-1].text for _, episode in nodes]
-                grading = self.grader.submit(texts, [episode.problem for _, episode in nodes])
-                played.gradings.append(([(i, episode.path) for i, episode in nodes], grading))
+                played.gradings.append(self._submit(nodes))
             for i, episode in nodes:
                 played.trees[i].append(episode)
         return played
@@ -162,29 +162,65 @@ class Player:
         last: bool,
     ) -> tuple[list[tuple[int, Episode]], list[int]]:
         """Each node's episode with one more attempt, `children` times; `continues` tells the session's rows."""
-        contexts = [self.chat.context(episode.problem.question, episode.attempts) for _, episode in nodes]
         spread = [n for n in range(len(nodes)) for _ in range(children)]
         paths = [(*nodes[n][1].path, j) for n in range(len(nodes)) for j in range(children)]
-        keys = [derive(*purpose, nodes[n][0], path) for n, path in zip(spread, paths, strict=True)]
+        places = [(*purpose, nodes[n][0], path) for n, path in zip(spread, paths, strict=True)]
+        parents = None if continues is None else spread
+        critiques: list[Critique | None] = [None] * len(spread)
+        if depth and self.chat.settings.feedback is not None:
+            critiques = self._criticise(session, [nodes[n][1] for n in spread], parents, places, depth, plan)
+            parents = list(range(len(spread)))
+            rows = [(nodes[n][1], critique) for n, critique in zip(spread, critiques, strict=True)]
+            contexts = [self.chat.context(e.problem.question, e.attempts, critique) for e, critique in rows]
+        else:
+            shared = [self.chat.context(e.problem.question, e.attempts) for _, e in nodes]
+            contexts = [shared[n] for n in spread]
         samples = session.sample(  # type: ignore[attr-defined]
-            [contexts[n] for n in spread],
-            None if continues is None else spread,
-            keys,
+            contexts,
+            parents,
+            [derive(*place) for place in places],
             plan.sampling,
             plan.max_new_tokens[depth],
             last=last,
         )
         grown = []
-        for n, path, sample in zip(spread, paths, samples, strict=True):
+        for n, path, context, critique, sample in zip(spread, paths, contexts, critiques, samples, strict=True):
             attempt = Attempt(
-                context_ids=contexts[n],
+                context_ids=context,
                 token_ids=sample.token_ids,
                 text=self.chat.decode(sample.token_ids),
                 finished=sample.finished,
                 engine_logprobs=sample.logprobs,
+                critique=critique,
             )
             grown.append((nodes[n][0], self._append(nodes[n][1], attempt, path[-1])))
         return grown, spread
+
+    def _criticise(
+        self,
+        session: object,
+        episodes: Sequence[Episode],
+        parents: list[int] | None,
+        places: Sequence[tuple[object, ...]],
+        depth: int,
+        plan: Plan,
+    ) -> list[Critique | None]:
+        """What the policy says of each episode's last attempt, in as many tokens as the next one may have."""
+        samples = session.sample(  # type: ignore[attr-defined]
+            [self.chat.feedback_context(e.problem.question, e.attempts) for e in episodes],
+            parents,
+            [derive(*place, "critique") for place in places],
+            plan.sampling,
+            plan.max_new_tokens[depth],
+        )
+        return [Critique(s.token_ids, self.chat.decode(s.token_ids), s.finished) for s in samples]
+
+    def _submit(self, nodes: Sequence[tuple[int, Episode]]) -> tuple[list[Place], Grading]:
+        """The last attempts' grades on their way; an attempt that keeps the one before it gets that one's."""
+        keeps = self.chat.settings.keeps
+        own = [(i, e) for i, e in nodes if not keeps(len(e.attempts), e.attempts[-1].text)]
+        grading = self.grader.submit([e.attempts[-1].text for _, e in own], [e.problem for _, e in own])
+        return [(i, e.path) for i, e in own], grading
 
     @staticmethod
     def _append(episode: Episode, attempt: Attempt, child: int) -> Episode:
@@ -194,3 +230,8 @@ class Player:
 def _take(attempts: Sequence[Attempt] | None, number: int) -> Sequence[Attempt]:
     assert attempts is not None and len(attempts) >= number, "too few stored first attempts"
     return attempts[:number]
+
+
+def _grade_of(attempt: Attempt) -> Grade:
+    assert attempt.grade is not None, "the attempt has not been graded"
+    return attempt.grade

@@ -90,7 +90,7 @@ def _compare(problems: Problems, samples: int, votes: dict[int, Votes]) -> Metri
     metrics: Metrics = {}
     attempts = len(votes)
     first = fmean(e.attempts[0].length for group in problems for e in group)
-    chain = fmean(sum(a.length for a in e.attempts) for group in problems for e in group)
+    chain = fmean(sum(a.cost for a in e.attempts) for group in problems for e in group)
     chains = doublings(samples)
     beside = {c * attempts for c in chains if c * attempts <= samples}  # so that each n can be compared
     for n in sorted({*chains, *beside}):

@@ -21,7 +21,7 @@ def with_contexts(episode: Episode, chat: Chat) -> Episode:
     """The episode with the contexts that its attempts were sampled in, where they were not stored."""
     attempts: list[Attempt] = []
     for attempt in episode.attempts:
-        context = chat.context(episode.problem.question, attempts)
+        context = chat.context(episode.problem.question, attempts, attempt.critique)
         attempts.append(dataclasses.replace(attempt, context_ids=context))
     return dataclasses.replace(episode, attempts=tuple(attempts))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from graded import episode
 
-from score_rl.episodes import Episode
+from score_rl.episodes import Critique, Episode
 from score_rl.evaluation import count
 from score_rl.metrics import transitions
 from score_rl.monitor import Watch
@@ -109,6 +109,8 @@ def test_the_page_defines_what_only_some_evaluations_have():
         for sample in range(2):
             made = episode("rwwr"[number % 4] + "rrw"[(number + sample) % 3], problem=f"p{number}", path=(sample, 0))
             graded.append(replace(made, problem=replace(made.problem, meta={"level": number % 2})))
+    criticised = replace(graded[0].attempts[1], critique=Critique((1, 2), "No.", finished=True))
+    graded[0] = replace(graded[0], attempts=(graded[0].attempts[0], criticised))
     settings = EvalSettings(samples=2, sampling=SamplingSettings(temperature=1.0))
     written = count(graded, settings, 0) | {"kl/t1": 0.0, "first_attempts": "a.jsonl"}
     rows = {row.key: row for row in documented() if {"eval", "sometimes"} & row.places}

@@ -75,6 +75,7 @@ def test_ten_episodes_are_counted_by_hand():
         "mcnemar_p/t1_t2": 0.625,  # 2 * (1 + 4) / 2 ** 4
         "unchanged/t2": 0.6,  # the mark is the answer: rr and ww
         "identical/t2": 1.0,  # the texts are all empty
+        "kept/t2": 0.0,
         "edit_ratio/t2": 0.0,
         "edit_ratio_q1/t2": 0.0,
         "edit_ratio_median/t2": 0.0,
@@ -100,6 +101,7 @@ def test_every_share_carries_its_wilson_interval_and_every_difference_its_paired
         "rate/break": wilson(1, 3),
         "unchanged/t2": wilson(6, 10),
         "identical/t2": wilson(10, 10),
+        "kept/t2": wilson(0, 10),
         "no_answer/t1": wilson(0, 10),
         "no_answer/t2": wilson(0, 10),
     }
