@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from score_rl.errors import ProcessLost
+from score_rl.processes import Group
+
 
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived, and the run was saved."""
@@ -25,10 +28,16 @@ class StopRequest:
 
 
 @contextmanager
-def heeding_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
+def heeding_signals(say: Callable[[str], None], group: Group) -> Iterator[StopRequest]:
     """Yields a request that SIGINT or SIGTERM fills; a second one kills as usual.
 
+    A launcher sends SIGTERM to those that are left when one of its processes has died. So a process that has lost
+    another stops at once, and ignores the signal from then on: it is leaving, and has yet to say why.
+
     Outside the main thread, which alone may handle signals, nothing fills it.
+
+    Raises:
+        ProcessLost: a signal came and a process of the group is gone.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -37,14 +46,19 @@ def heeding_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal = number
-        signal.signal(number, old[signal.Signals(number)])
+        signal.signal(number, after[signal.Signals(number)])
+        if group.has_lost_one():
+            raise ProcessLost("another process of the run is gone")
         say("finishing this step, then saving (once more to stop at once)")
 
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in old:
+    after = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in after:
         signal.signal(number, ask)
     try:
         yield request
+    except ProcessLost:
+        after[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
-        for number, handler in old.items():
+        for number, handler in after.items():
             signal.signal(number, handler)

@@ -37,11 +37,13 @@ class Group:
         rank: of this process, from 0.
         size: how many there are.
         device: where this process computes.
+        neighbours: ids of the processes of the run that the same launcher has started on this machine.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank, self.size = rank, size
         self.device = device or torch.device("cpu")
+        self.neighbours: list[int] = []
         self._is_over = False
 
     @property
@@ -118,6 +120,10 @@ class Group:
                 for tensor in tensors:
                     torch.distributed.all_reduce(tensor)
 
+    def has_lost_one(self) -> bool:
+        """Whether a neighbour has ended; asks nobody."""
+        return not all(map(_is_there, self.neighbours))
+
     def _tell(self, error: Exception) -> str:
         """What the others say of an error here."""
         where = f"process {self.rank} of {self.size}: "
@@ -149,7 +155,11 @@ def start() -> Group:
             f"the launcher says WORLD_SIZE={size} and the process group has {found} processes; start all of them with "
             "one torchrun or accelerate launch"
         )
-    return Group(torch.distributed.get_rank(), found, device)
+    group = Group(torch.distributed.get_rank(), found, device)
+    here = os.environ.get("GROUP_RANK")  # torchrun's number of the machine
+    pids = group.gather(lambda: (here, os.getpid()))
+    group.neighbours = [pid for machine, pid in pids if here is not None and machine == here]
+    return group
 
 
 def leave() -> None:
@@ -158,6 +168,14 @@ def leave() -> None:
         with suppress(RuntimeError):  # one that was through already
             torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _device() -> torch.device:

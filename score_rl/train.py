@@ -118,7 +118,7 @@ class Trainer:
             self.screen.say(f"warning: {caution}")
         finished = False
         try:
-            with heeding_signals(self.screen.say) as self._request, noticing_losses():
+            with heeding_signals(self.screen.say, self.group) as self._request, noticing_losses():
                 self._run_stages()
             finished = True
         except ProcessLost as error:

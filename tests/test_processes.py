@@ -1,5 +1,10 @@
 """What a process knows of the others from its launcher, and what each takes of the work."""
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +13,8 @@ from tiny import make_policy
 
 import score_rl
 from score_rl.batch import Row
-from score_rl.errors import ConfigError, DataError, ProcessError
+from score_rl.errors import ConfigError, DataError, ProcessError, ProcessLost
+from score_rl.interrupts import heeding_signals
 from score_rl.launcher import IGNORED, launched
 from score_rl.parallel import Parallel, check_parallel
 from score_rl.processes import Group, start
@@ -133,3 +139,40 @@ def test_an_engine_that_was_not_tried_with_several_processes_is_refused() -> Non
 def test_a_process_alone_computes_where_accelerate_says(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("ACCELERATE_USE_CPU", "true")
     assert start().device == torch.device("cpu")
+
+
+@pytest.fixture
+def own_handler() -> Iterator[None]:
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def ended() -> int:
+    """The id that a process had which has ended."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_the_launchers_signal_waits_for_the_step_while_all_are_there(own_handler: None) -> None:
+    group, said = Group(0, 2), []
+    group.neighbours = [os.getpid(), os.getppid()]
+    with heeding_signals(said.append, group) as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
+    assert said == ["finishing this step, then saving (once more to stop at once)"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_launchers_signal_ends_a_process_at_once_when_another_is_gone(own_handler: None) -> None:
+    group = Group(0, 2)
+    group.neighbours = [os.getpid(), ended()]
+    with pytest.raises(ProcessLost, match="another process of the run is gone"), heeding_signals(print, group):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_launchers_signal_does_not_end_a_process_that_has_yet_to_say_what_it_lost(own_handler: None) -> None:
+    with pytest.raises(ProcessLost), heeding_signals(print, Group(0, 2)):
+        raise ProcessLost("another process of the run is gone")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

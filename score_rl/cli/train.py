@@ -70,13 +70,15 @@ def train(
     settings = load(recipe, [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])])
     if smoke is not None:
         settings = _smoke(settings, smoke)
+    from score_rl.launcher import is_first
+
     if plan:
-        _print_plan(settings, recipe, processes, as_json)
+        if is_first():
+            _print_plan(settings, recipe, processes, as_json)
         return
     _check_start(settings, start_stage, resume_adapter, processes)
     # A trial must not leave the full run in need of --fresh.
     path = output or Path("runs") / (settings.name if smoke is None else f"{settings.name}-smoke")
-    from score_rl.launcher import is_first
     from score_rl.tracking import Screen
 
     screen = Screen(quiet=not is_first())
@@ -92,6 +94,7 @@ def train(
         results = trainer.train()
     except Interrupted as interrupted:
         screen.say(f"{interrupted}: saved; the same command goes on from here: score train {recipe} -o {path}")
+        leave()
         raise typer.Exit(interrupted.exit_code) from None
     leave()
     seconds = round(time.monotonic() - begun, 1)
