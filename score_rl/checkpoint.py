@@ -85,8 +85,8 @@ def save_checkpoint(
         for old in checkpoints(root)[:-keep]:
             shutil.rmtree(old)
         kept = best_path(root, progress.stage, progress.best.step) if progress.best else None
-        for old in root.glob("best-*"):
-            if old != kept:
+        for old in [*root.glob("best-*"), *root.glob("start-*")]:
+            if old not in (kept, start_path(root, progress.stage)):
                 shutil.rmtree(old)
 
     group.first(write)
@@ -129,19 +129,38 @@ def best_path(root: Path, stage: int, step: int) -> Path:
     return root / f"best-{stage}-{step:06d}"
 
 
+def start_path(root: Path, stage: int) -> Path:
+    """Where the weights lie that a stage began with."""
+    return root / f"start-{stage}"
+
+
 def save_best(root: Path, stage: int, step: int, policy: Policy, group: Group = ALONE) -> None:
     """Keeps the trained weights of one step; `group` as in `save_checkpoint`."""
-    weights = policy.trained_state()
-
-    def fill(directory: Path) -> None:
-        save_file(_contiguous(weights), directory / "weights.safetensors")
-
-    group.first(lambda: write_directory(best_path(root, stage, step), fill))
+    _save_trained(best_path(root, stage, step), policy, group)
 
 
 def load_best(root: Path, stage: int, step: int, policy: Policy) -> None:
     """Puts back the weights that `save_best` kept."""
     policy.load_trained_state(load_file(best_path(root, stage, step) / "weights.safetensors"))
+
+
+def save_start(root: Path, stage: int, policy: Policy, group: Group = ALONE) -> None:
+    """Keeps the trained weights that a stage begins with, until the next one has a checkpoint."""
+    _save_trained(start_path(root, stage), policy, group)
+
+
+def load_start(root: Path, stage: int, policy: Policy) -> None:
+    """Puts back the weights that `save_start` kept."""
+    policy.load_trained_state(load_file(start_path(root, stage) / "weights.safetensors"))
+
+
+def _save_trained(path: Path, policy: Policy, group: Group) -> None:
+    weights = policy.trained_state()
+
+    def fill(directory: Path) -> None:
+        save_file(_contiguous(weights), directory / "weights.safetensors")
+
+    group.first(lambda: write_directory(path, fill))
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -85,6 +85,11 @@ def multi_turn(
     return Objective((*earlier, 1.0), (*earlier, beta1), gamma=gamma)
 
 
+def sft(*, attempts: int = 2) -> Objective:
+    """Imitation of traces whose trained attempts have reward 1: the log-likelihood of their tokens, without KL."""
+    return Objective((1.0,) * attempts, (0.0,) * attempts)
+
+
 def shape_rewards(objective: Objective, rewards: Tensor, progress: Tensor | None = None) -> Tensor:
     """Credit of each attempt's tokens -> [E, A]: its own weighted reward, its bonus, and gamma of what comes after.
 

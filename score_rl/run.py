@@ -19,7 +19,7 @@ from score_rl.settings import differing_keys, parse, parse_yaml
 
 LIBRARIES = ("score-rl", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
 OURS: tuple[str, ...] = ("config.yaml", "environment.json", "metrics.jsonl", "episodes", "checkpoints", "eval")
-OURS += ("offline", "report.html", "trackers.json", "tensorboard", "wandb")
+OURS += ("offline", "traces", "report.html", "trackers.json", "tensorboard", "wandb")
 
 FREE = ("log.", "parallel.", "engine.")
 """Settings that a run may go on with changed, since they do not change what is computed."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import cos, pi
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from score_rl.draws import derive
 from score_rl.episodes import Problem
-from score_rl.objectives import Objective, multi_turn, single_turn, stage1, stage2, substage
+from score_rl.objectives import Objective, multi_turn, sft, single_turn, stage1, stage2, substage
 from score_rl.schema import StageSettings, TrainSettings
+
+T = TypeVar("T")
 
 
 def make_objective(stage: StageSettings, beta2: float | None = None) -> Objective:
@@ -24,6 +27,8 @@ def make_objective(stage: StageSettings, beta2: float | None = None) -> Objectiv
         return single_turn(beta1=stage.beta1)
     if stage.kind == "multi_turn":
         return multi_turn(beta1=stage.beta1, attempts=stage.attempts, credit=stage.credit, gamma=stage.gamma)
+    if stage.kind == "sft":
+        return sft(attempts=stage.attempts)
     return stage2(
         alpha=stage.alpha,
         alpha_fix=stage.alpha_fix,
@@ -45,24 +50,46 @@ def adapt_beta2(beta2: float, kl: float, stage: StageSettings) -> float:
 
 
 def learning_rate(stage: StageSettings, step: int) -> float:
-    """Learning rate of a step, counted from 0: linear warm-up, then constant or cosine to 0."""
+    """Learning rate of a step, from 0: linear warm-up, then constant or cosine to 0; in each round that restarts."""
+    steps = stage.steps
+    if stage.restarts:
+        _, span = round_of(stage, step)
+        step, steps = step - span.start, len(span)
     warm = min(1.0, (step + 1) / (stage.warmup_steps + 1))
     if stage.schedule == "constant" or step < stage.warmup_steps:
         return stage.lr * warm
-    part = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+    part = (step - stage.warmup_steps) / max(1, steps - stage.warmup_steps)
     return stage.lr * 0.5 * (1 + cos(pi * part))
+
+
+class Round(NamedTuple):
+    """One of the rounds that the steps of a stage are divided into: its number and its steps, both from 0."""
+
+    number: int
+    steps: range
+
+
+def round_of(stage: StageSettings, step: int) -> Round:
+    """The round of a step; where `rounds` does not divide `steps`, some are one step longer."""
+    number = next(n for n in range(stage.rounds) if step < stage.steps * (n + 1) // stage.rounds)
+    return Round(number, range(stage.steps * number // stage.rounds, stage.steps * (number + 1) // stage.rounds))
 
 
 def draw_problems(problems: Sequence[Problem], start: int, number: int, seed: int) -> list[Problem]:
     """Questions `start` to `start + number` of an endless stream of shuffled passes over the data."""
+    return shuffled(problems, start, number, (seed, "order"))
+
+
+def shuffled(items: Sequence[T], start: int, number: int, key: tuple[object, ...]) -> list[T]:
+    """Items `start` to `start + number` of an endless stream of passes, each in an order of its own from the key."""
     orders: dict[int, list[int]] = {}
     drawn = []
     for place in range(start, start + number):
-        epoch, index = divmod(place, len(problems))
+        epoch, index = divmod(place, len(items))
         if epoch not in orders:
-            generator = torch.Generator().manual_seed(derive(seed, "order", epoch) & (2**63 - 1))
-            orders[epoch] = torch.randperm(len(problems), generator=generator).tolist()
-        drawn.append(problems[orders[epoch][index]])
+            generator = torch.Generator().manual_seed(derive(*key, epoch) & (2**63 - 1))
+            orders[epoch] = torch.randperm(len(items), generator=generator).tolist()
+        drawn.append(items[orders[epoch][index]])
     return drawn
 
 

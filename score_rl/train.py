@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,33 @@ from score_rl.checkpoint import (
     checkpoints,
     load_best,
     load_optimizer,
+    load_start,
     load_weights,
     read_progress,
     save_best,
     save_checkpoint,
+    save_start,
 )
 from score_rl.draws import derive
 from score_rl.engines import engine_player
-from score_rl.episodes import Attempt, Episode, Problem
-from score_rl.errors import DataError, ProcessError, ProcessLost
-from score_rl.evaluation import evaluate, make_player, write_evaluation
+from score_rl.episodes import Episode, Problem
+from score_rl.errors import ProcessError, ProcessLost
+from score_rl.evaluation import evaluate, write_evaluation
 from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
 from score_rl.loading import load_model
 from score_rl.material import load_material
-from score_rl.metrics import training_metrics
 from score_rl.monitor import Watch
-from score_rl.offline import needed_problems, stored_attempts
 from score_rl.optim import make_optimizer
 from score_rl.parallel import check_parallel, make_parallel
 from score_rl.processes import Group, noticing_losses, start
 from score_rl.records import write_directory
 from score_rl.report import build as build_report
-from score_rl.rollout import Plan
 from score_rl.run import RunDirectory, stage_plan
-from score_rl.schedule import adapt_beta2, draw_problems, learning_rate, make_objective, rank
+from score_rl.schedule import adapt_beta2, learning_rate, make_objective, rank
 from score_rl.schema import EvalSettings, SamplingSettings, Settings, StageSettings
 from score_rl.sharing import SharingPlayer
+from score_rl.supply import Drawn, Rollouts, StageRun, Supply
+from score_rl.traces import Traces
 from score_rl.trackers import Trackers
 from score_rl.tracking import Screen, step_note
 from score_rl.update import accumulate_within_memory
@@ -183,21 +185,26 @@ class Trainer:
         if self.progress.step == 0:
             self._set_reference(stage)
             self.progress.beta2 = stage.beta2
+            if stage.restarts:
+                save_start(self.run.checkpoints, self.progress.stage, self.policy, self.group)
             self.watch = self._make_watch(stage)
         elif self.progress.watch is not None:
             self.watch = self._make_watch(stage)
             self.watch.load_state(self.progress.watch)
         optimizer = optimizer or self._make_optimizer(stage)
-        offline = self._offline(label, stage)
+        supply = self._supply(label, stage)
         with self.group.together():
             self.player.player.prove()
         with self.screen.task(label, stage.steps, self.progress.step) as advance:
             while self.progress.step < stage.steps:
-                metrics = self._step(label, stage, optimizer, offline)
+                begun = time.monotonic()
+                drawn = supply.draw(self.progress.step, partial(self._leave_if_asked, stage, optimizer))
+                if drawn.restart:
+                    load_start(self.run.checkpoints, self.progress.stage, self.policy)
+                    optimizer = self._make_optimizer(stage)
+                metrics = self._step(label, stage, optimizer, drawn, time.monotonic() - begun)
                 advance(1, step_note(metrics))
-                number = self.group.largest(self._request.signal or 0)  # whichever process it came to
-                if number:
-                    self._leave(stage, optimizer, number)
+                self._leave_if_asked(stage, optimizer)
         self._finish_stage(label, stage)
 
     def _set_reference(self, stage: StageSettings) -> None:
@@ -209,45 +216,48 @@ class Trainer:
             whole = None if self.policy.has_adapter else load_model(self.settings.model, trains=True)
             self.policy.freeze_reference(whole)
 
+    def _supply(self, label: str, stage: StageSettings) -> Supply:
+        progress, settings = self.progress, self.settings
+        work = StageRun(
+            label=label,
+            place=progress.stage,
+            index=self.plan[progress.stage][1],
+            begin=progress.problems_seen - progress.step * stage.problems,
+            settings=settings,
+            run=self.run,
+            problems=self.train_problems,
+            player=self.player,
+            screen=self.screen,
+        )
+        return Traces(work) if stage.kind == "sft" else Rollouts(work, self.policy)
+
     def _step(
-        self,
-        label: str,
-        stage: StageSettings,
-        optimizer: torch.optim.Optimizer,
-        offline: dict[str, list[Attempt]],
+        self, label: str, stage: StageSettings, optimizer: torch.optim.Optimizer, drawn: Drawn, seconds: float
     ) -> Metrics:
-        """One rollout, one gradient, one optimiser step, and what is due after it."""
+        """One gradient, one optimiser step, and what is due after it."""
         progress, seed = self.progress, self.settings.seed
         started = time.monotonic()
-        problems = draw_problems(self.train_problems, progress.problems_seen, stage.problems, seed)
-        place = (seed, "rollout", progress.stage, progress.step)
-        plan = Plan(tuple(stage.branch), tuple(stage.max_new_tokens), stage.sampling, self.settings.train.rollout_rows)
-        number = stage.offline_problems
-        starts = [offline[p.id] if i < number else None for i, p in enumerate(problems)]
-        played = self.player.play(problems, plan, place, first_attempts=starts)
-        episodes = [episode for episode in played if episode.graded]
-        with self.group.together():
-            if not episodes:
-                raise DataError(f"reward.fn gave no number for any of the {len(played)} episodes of a step")
-        rolled_out = time.monotonic()
-        objective = replace(make_objective(stage, progress.beta2), importance_cap=self.settings.engine.cap)
+        cap = self.settings.engine.cap if drawn.on_policy else None
+        objective = replace(make_objective(stage, progress.beta2), importance_cap=cap)
         self.policy.train()
         max_tokens = progress.micro_batch_tokens or self.settings.train.micro_batch_tokens
         others = (self.group.rank,) if self.group.rank else ()  # as each has rows of its own
         metrics: Metrics
         metrics, enough = accumulate_within_memory(
             self.policy,
-            episodes,
+            drawn.episodes,
             stage,
             objective,
             max_tokens=max_tokens,
             seed=derive(seed, "dropout", progress.stage, progress.step, *others) & (2**63 - 1),
-            complete=len(episodes) == len(played),
+            complete=drawn.complete,
             parallel=self.parallel,
         )
         if enough < max_tokens:
             progress.micro_batch_tokens = enough
             self.screen.say(f"out of memory: train.micro_batch_tokens is {enough} from here on, for {max_tokens}")
+        if not drawn.on_policy:  # the rest compares the policy with what sampled them
+            metrics = {"loss": metrics["loss"]}
         metrics["optim/lr"] = learning_rate(stage, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = metrics["optim/lr"]
@@ -256,12 +266,11 @@ class Trainer:
         if progress.beta2 is not None and stage.kind in ("stage1", "substage"):
             metrics["optim/beta2"] = progress.beta2
             progress.beta2 = adapt_beta2(progress.beta2, metrics.get("kl/t1", 0.0), stage)
-        metrics |= training_metrics(episodes) | {"ungraded": len(played) - len(episodes)}
-        metrics["time/rollout_seconds"] = rolled_out - started
-        metrics["time/update_seconds"] = time.monotonic() - rolled_out
+        metrics |= drawn.metrics
+        metrics["time/rollout_seconds"], metrics["time/update_seconds"] = seconds, time.monotonic() - started
         progress.step, progress.total_steps = progress.step + 1, progress.total_steps + 1
         progress.problems_seen += stage.problems
-        self._after_step(label, stage, metrics, episodes)
+        self._after_step(label, stage, metrics, drawn.episodes)
         if self._is_due(stage):
             self._save(optimizer)
         return metrics
@@ -313,17 +322,6 @@ class Trainer:
     def _make_watch(self, stage: StageSettings) -> Watch:
         target = stage.adaptive_beta2.target if stage.adaptive_beta2 else 0.25
         return Watch(kl_band=2 * target if stage.kind in ("stage1", "substage") else None)
-
-    def _offline(self, label: str, stage: StageSettings) -> dict[str, list[Attempt]]:
-        if not stage.offline_fraction:
-            return {}
-        begin = self.progress.problems_seen - self.progress.step * stage.problems
-        needed = needed_problems(self.train_problems, stage, begin, self.settings.seed)
-        file = self.run.path / "offline" / f"{label}.jsonl"
-        with self.policy.reference() as model:
-            sampler = make_player(self.policy, self.player.player.chat, self.player.player.grader, model=model)
-            player = SharingPlayer(sampler, self.parallel)
-            return stored_attempts(file, player, needed, stage, self.settings, self.screen)
 
     def _validate(self) -> Metrics:
         settings = self.settings.eval.model_copy(
@@ -384,7 +382,9 @@ class Trainer:
         files = {label: self.run.eval / f"{label}.json" for label in labels}
         return {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
 
-    def _leave(self, stage: StageSettings, optimizer: torch.optim.Optimizer, number: int) -> None:
-        if not self._is_due(stage):
-            self._save(optimizer)
-        raise Interrupted(number)
+    def _leave_if_asked(self, stage: StageSettings, optimizer: torch.optim.Optimizer) -> None:
+        number = self.group.largest(self._request.signal or 0)  # whichever process it came to
+        if number:
+            if not self._is_due(stage):
+                self._save(optimizer)
+            raise Interrupted(number)

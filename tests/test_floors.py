@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only modules to the left of it on its own floor, or on a floor above.
 FLOORS = {
     "words": (
-        "errors waiting launcher registry episodes records strict chat_schema model_schema engine_schema schema "
-        "settings"
+        "errors waiting launcher registry episodes records strict chat_schema model_schema engine_schema stage_schema "
+        "schema settings"
     ),
     "meaning": (
         "stats resampling votes power diff "
@@ -34,8 +34,8 @@ FLOORS = {
         "synced vllm_engine vllm_server engines endpoint embedded"
     ),
     "procedures": (
-        "evaluation token_kl checkpoint interrupts tracking trackers offline material train planning.shapes "
-        "planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
+        "evaluation token_kl checkpoint interrupts tracking trackers offline supply traces material train "
+        "planning.shapes planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
     ),
     "edge": (
         "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export "

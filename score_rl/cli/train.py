@@ -125,7 +125,7 @@ def _smoke(settings: Settings, steps: int) -> Settings:
     """The same run, only shorter: each stage `steps` steps, evaluations on at most 64 problems."""
     content = settings.model_dump(mode="json")
     for stage in content["stages"]:
-        stage["steps"] = steps
+        stage["steps"], stage["rounds"] = steps, min(stage["rounds"], steps)
     content["train"]["validation_problems"] = min(64, settings.train.validation_problems)
     content["eval"]["problems"] = min(64, settings.eval.problems)
     from score_rl.settings import parse
