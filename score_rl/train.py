@@ -87,9 +87,10 @@ class Trainer:
         self._request = StopRequest()
         if not 1 <= start_stage <= len(self.plan):
             raise ValueError(f"start_stage={start_stage} is not among the {len(self.plan)} stages")
-        if len(set(self.group.gather(settings.dump))) > 1:
-            raise ProcessError("the processes have different settings; give all of them the same recipe and command")
+        dumped = self.group.gather(settings.dump)
         with self.group.together():
+            if len(set(dumped)) > 1:
+                raise ProcessError("the processes have different settings; give all of them the same recipe and command")
             check_parallel(settings, self.group)
             if self.group.is_first:
                 self.run.check(settings, fresh=fresh)
