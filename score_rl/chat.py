@@ -60,8 +60,7 @@ class Chat:
         self._before = self.turns(_QUESTION)
         self._prompt = self.template.render(self._before, prompt=True)
         self._check_opening()
-        self._requests = [*self.instructions, *([] if settings.feedback is None else [settings.feedback])]
-        seams = [self._seam(request) for request in self._requests]
+        seams = [self._seam(request) for request in settings.requests]
         self._bridges = [seam.bridge_ids for seam in seams]
         self.bridges = tuple(self._bridges[: len(self.instructions)])
         self.feedback_bridge = None if settings.feedback is None else self._bridges[-1]
@@ -119,26 +118,17 @@ class Chat:
         return self._go_on(question, attempts, None)
 
     def _go_on(self, question: str, attempts: Sequence[Attempt], critique: Critique | None) -> tuple[int, ...]:
-        """The conversation up to the request behind the last attempt, or behind its critique if that is given."""
-        carried = self.settings.carried([attempt.text for attempt in attempts])
-        said: list[tuple[tuple[int, ...], int]] = []
-        for number in carried:
-            found = critique if number == carried[-1] else attempts[number].critique
-            if self.settings.feedback is None:
-                said.append((attempts[number - 1].token_ids, self.instruction(question, number)))
-                continue
-            said.append((attempts[number - 1].token_ids, len(self.instructions)))
-            if found is not None:
-                said.append((found.token_ids, self.instruction(question, number)))
+        said = self.settings.said(question, attempts, critique)
         if self.settings.history == "template":
-            return self._render_anew(question, [self.content(ids) for ids, _ in said], [place for _, place in said])
-        context = attempts[0].context_ids if len(carried) == len(attempts) else self.open(question)
-        for ids, place in said:
-            context = self._join(context, ids, place)
+            texts = [self.content(one.token_ids) for one, _ in said]
+            return self._render_anew(question, texts, [place for _, place in said])
+        context = attempts[0].context_ids or self.open(question)
+        for one, place in said:
+            context = self._join(context, one.token_ids, place)
         return context
 
     def _join(self, context_ids: tuple[int, ...], token_ids: tuple[int, ...], place: int) -> tuple[int, ...]:
-        """What was said, and the request at this place of `_requests` behind it."""
+        """What was said, and the request at this place of `settings.requests` behind it."""
         # The bridge starts with the end of the turn; what an attempt sampled of it stands there already.
         skipped = self._closed[place].get(token_ids[-1], 0) if token_ids else 0
         return context_ids + token_ids + self._bridges[place][skipped:]
@@ -191,7 +181,7 @@ class Chat:
         return token in self.end_ids or token in self._closed[0] or unknown
 
     def _render_anew(self, question: str, texts: list[str], places: list[int]) -> tuple[int, ...]:
-        asked = [self._requests[place] for place in places]
+        asked = [self.settings.requests[place] for place in places]
         said = [self.template.say(text) for text in texts]
 
         def render() -> str:

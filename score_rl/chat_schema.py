@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from score_rl.episodes import Attempt, Critique
 from score_rl.strict import Positive, Schema
 
 
@@ -102,15 +103,32 @@ class ChatSettings(Schema):
             return False
         return text.rpartition("</think>")[2].strip().startswith(self.keep.strip())
 
-    def carried(self, texts: Sequence[str]) -> list[int]:
-        """Numbers (from 1) of the attempts that the next context carries, of those with these texts.
+    @property
+    def requests(self) -> list[str]:
+        """All that the policy is asked behind what it said: the instructions, and `feedback` if there is one."""
+        return self.instructions + ([] if self.feedback is None else [self.feedback])
+
+    def said(
+        self, question: str, attempts: Sequence[Attempt], critique: Critique | None
+    ) -> list[tuple[Attempt | Critique, int]]:
+        """What a context carries behind the question, each with the place in `requests` of what follows it.
 
         Where `keep_attempts` cuts, an attempt that keeps another makes room for that one.
+
+        Args:
+            critique: of the last attempt; where the settings ask for one and this is None, that request is the end.
         """
-        numbers = list(range(1, len(texts) + 1))
-        if self.keep_attempts is None or len(texts) <= self.keep_attempts:
-            return numbers
-        return [n for n in numbers if not self.keeps(n, texts[n - 1])][-self.keep_attempts :]
+        numbers = list(range(1, len(attempts) + 1))
+        if self.keep_attempts is not None and len(attempts) > self.keep_attempts:
+            numbers = [n for n in numbers if not self.keeps(n, attempts[n - 1].text)][-self.keep_attempts :]
+        found: list[tuple[Attempt | Critique, int]] = []
+        for number in numbers:
+            asked = self.draw(question, number)
+            found.append((attempts[number - 1], asked if self.feedback is None else len(self.instructions)))
+            behind = critique if number == numbers[-1] else attempts[number].critique
+            if self.feedback is not None and behind is not None:
+                found.append((behind, asked))
+        return found
 
     def draw(self, question: str, number: int) -> int:
         """Which of the instructions follows attempt `number` (from 1): drawn, and always the same for this question."""

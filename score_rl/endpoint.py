@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from score_rl.chat import read_shots
 from score_rl.chat_schema import ChatSettings
 from score_rl.draws import derive
-from score_rl.episodes import Attempt, Episode, Problem
+from score_rl.episodes import Attempt, Critique, Episode, Grade, Problem
 from score_rl.errors import ConfigError, EndpointError, MissingExtra
 from score_rl.grading import Grader
 from score_rl.rollout import Plan
@@ -165,14 +165,26 @@ class EndpointPlayer:
         return await self._grow(turn, Episode(turn.problem, (*episode.attempts, attempt), path))
 
     async def _attempt(self, turn: _Turn, episode: Episode, path: tuple[int, ...]) -> Attempt:
-        said = [attempt.text for attempt in episode.attempts]
+        before, critique = episode.attempts, None
+        where, seed = f"problem {turn.problem.id}, attempt {len(before) + 1}", (*turn.purpose, path)
+        if before and self._chat.feedback is not None:
+            asked = dialogue(self._chat, turn.problem.question, before)
+            told = await self._ask(turn, asked, len(before), (*seed, "critique"), f"{where}, critique")
+            critique = Critique((), told.text, told.finished, told.num_tokens)
+        asked = dialogue(self._chat, turn.problem.question, before, critique)
+        attempt = await self._ask(turn, asked, len(before), seed, where)
+        return dataclasses.replace(attempt, critique=critique)
+
+    async def _ask(
+        self, turn: _Turn, asked: list[dict[str, str]], depth: int, seed: tuple[object, ...], where: str
+    ) -> Attempt:
+        """What the server says to the conversation, within the limit of the attempt behind `depth` others."""
         request = {
             "model": self.model,
-            "messages": [*self._opening, *dialogue(self._chat, turn.problem.question, said)],
-            "max_tokens": turn.plan.max_new_tokens[len(said)],
-            **self._sampling(turn.plan.sampling, derive(*turn.purpose, path)),
+            "messages": [*self._opening, *asked],
+            "max_tokens": turn.plan.max_new_tokens[depth],
+            **self._sampling(turn.plan.sampling, derive(*seed)),
         }
-        where = f"problem {turn.problem.id}, attempt {len(said) + 1}"
         with self._mended(where):
             try:
                 reply = await turn.client.chat.completions.create(**request)
@@ -206,8 +218,14 @@ class EndpointPlayer:
     async def _graded(self, episodes: list[Episode]) -> list[Episode]:
         """The episodes of a problem with grades, waited for while others are played."""
         new = {e.path[: k + 1]: a for e in episodes for k, a in enumerate(e.attempts) if a.sampled}
-        grading = self.grader.submit([a.text for a in new.values()], [episodes[0].problem] * len(new))
-        grades = dict(zip(new, await asyncio.to_thread(grading.result), strict=True))
+        own = {path: a.text for path, a in new.items() if not self._chat.keeps(len(path), a.text)}
+        grading = self.grader.submit(list(own.values()), [episodes[0].problem] * len(own))
+        grades = dict(zip(own, await asyncio.to_thread(grading.result), strict=True))
+        given = {e.path[:1]: e.attempts[0].grade for e in episodes if not e.attempts[0].sampled}
+        for path in sorted(new.keys() - own.keys(), key=len):  # they keep the attempt before them
+            before: Grade | None = grades.get(path[:-1], given.get(path[:-1]))
+            assert before is not None, "the attempt before has not been graded"
+            grades[path] = before.of_keeping()
         done = {path: dataclasses.replace(attempt, grade=grades[path]) for path, attempt in new.items()}
         return [
             dataclasses.replace(e, attempts=tuple(done.get(e.path[: k + 1], a) for k, a in enumerate(e.attempts)))
@@ -313,12 +331,13 @@ def opening(chat: ChatSettings) -> list[dict[str, str]]:
     return _messages([*system, *shots])
 
 
-def dialogue(chat: ChatSettings, question: str, said: Sequence[str]) -> list[dict[str, str]]:
-    """The messages from the question on: the attempts that `chat.keep_attempts` leaves, an instruction after each."""
-    kept = min(chat.keep_attempts or len(said), len(said))
+def dialogue(
+    chat: ChatSettings, question: str, attempts: Sequence[Attempt], critique: Critique | None = None
+) -> list[dict[str, str]]:
+    """The messages from the question on: what `chat.said` carries of the attempts, a request behind each."""
     turns = [("user", question)]
-    for number in range(len(said) - kept + 1, len(said) + 1):
-        turns += [("assistant", said[number - 1]), ("user", chat.instructions[chat.draw(question, number)])]
+    for one, place in chat.said(question, attempts, critique):
+        turns += [("assistant", one.text), ("user", chat.requests[place])]
     return _messages(turns)
 
 

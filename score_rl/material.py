@@ -11,6 +11,7 @@ from score_rl.chat import Chat
 from score_rl.data.load import load_splits
 from score_rl.engines import check_engine
 from score_rl.episodes import Problem
+from score_rl.errors import ConfigError
 from score_rl.grading import Grader, make_grader
 from score_rl.limits import check_run, keep_short
 from score_rl.loading import blank_model, context_length, load_policy, load_tokenizer
@@ -48,6 +49,8 @@ def load_material(settings: Settings, screen: Screen, adapter: Path | None) -> M
     Raises:
         ScoreError: settings, data or a model that cannot work.
     """
+    if settings.chat.feedback is not None:
+        raise ConfigError("chat.feedback: critiques are not trained; leave it out here, and set it for `score eval`")
     train, validation, held_out = load_splits(settings.data, settings.eval.split)
     validation, held_out = validation[: settings.train.validation_problems], held_out[: settings.eval.problems]
     optimizer_class(settings.optim)

@@ -153,7 +153,7 @@ def _parts(settings: RewardSettings, episodes: Sequence[Episode]) -> list[dict[s
         grader, means = make_grader(alone), []
         try:
             for k in (0, 1):
-                grades = grader.submit([episode.attempts[k].text for episode in episodes], problems).result()
+                grades = grader.submit([episode.texts[k] for episode in episodes], problems).result()
                 told = [grade.reward for grade in grades if grade.reward is not None]
                 means.append(fmean(told) if told else None)
         finally:

@@ -315,8 +315,7 @@ def test_the_messages_render_to_the_contexts_of_a_local_evaluation(options: dict
     chat = make_chat(**options)
     attempts: list[Attempt] = []
     for text in ("5", "6", "7", "8"):
-        said = [attempt.text for attempt in attempts]
-        messages = [*opening(chat.settings), *dialogue(chat.settings, "2 + 3", said)]
+        messages = [*opening(chat.settings), *dialogue(chat.settings, "2 + 3", attempts)]
         rendered = chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         context = chat.context("2 + 3", attempts)
         assert encode(rendered) == context

@@ -46,12 +46,14 @@ class Shown:
         note: about it, below: that it was cut off.
         answer: what was extracted; None if nothing was, or nobody looked.
         done: whether no more of it comes.
+        critique: what the model wrote of it; None where it was not asked to.
     """
 
     text: str = ""
     note: str = ""
     answer: str | None = None
     done: bool = True
+    critique: str | None = None
 
 
 def harmless(text: str, encoding: str = "utf-8") -> str:
@@ -96,6 +98,8 @@ def _bodies(attempts: Sequence[Shown], encoding: str) -> list[Text]:
     for body, attempt in zip(bodies, attempts, strict=True):
         if attempt.answer is not None:
             body.append("\nanswer: ", "dim").append(harmless(attempt.answer, encoding))
+        if attempt.critique is not None:
+            body.append("\ncritique: ", "dim").append(harmless(attempt.critique, encoding), "italic")
     return bodies
 
 

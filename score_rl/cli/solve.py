@@ -186,7 +186,12 @@ class Asker:
 
             def look(written: Sequence[tuple[int, ...]]) -> list[Shown]:
                 texts = [self.chat.decode(token_ids) for token_ids in written]
-                return [*map(Shown, texts[:-1]), Shown(texts[-1], done=False)]
+                if self.settings.chat.feedback is not None:  # every other one is a critique of the one before it
+                    pairs = zip(texts[::2], [*texts[1::2], None], strict=False)
+                    shown = [Shown(text, critique=critique) for text, critique in pairs]
+                else:
+                    shown = [*map(Shown, texts)]
+                return [*shown[:-1], dataclasses.replace(shown[-1], done=False)]
 
             episode = self._play(question, lambda written: draw(lambda: look(written)))
         self.console.print(side_by_side(self._shown(episode), self.console))
@@ -220,21 +225,25 @@ class Asker:
         from score_rl.cli.panels import Shown
 
         shown: list[Shown] = []
+        texts = episode.texts
         for k, attempt in enumerate(episode.attempts):
             note = "" if attempt.finished else f"cut off at {attempt.length} tokens"
-            if k and attempt.text == episode.attempts[k - 1].text:
-                note = "; ".join(filter(None, ["unchanged", note]))
-            answer = self.extract(attempt.text) if self.extract else None
+            if k and texts[k] == texts[k - 1]:
+                note = "; ".join(filter(None, ["kept" if attempt.keeps else "unchanged", note]))
+            answer = self.extract(texts[k]) if self.extract else None
             if answer is not None and (answer == attempt.text.strip() or "\n" in answer):
                 answer = None  # it would say the same again, or is a program
-            shown.append(Shown(attempt.text, note, answer))
+            behind = episode.attempts[k + 1].critique if k + 1 < len(texts) else None
+            shown.append(Shown(attempt.text, note, answer, critique=behind.text if behind else None))
         return shown
 
     def _record(self, question: str, episode: Episode) -> dict[str, Any]:
         rows = []
-        for attempt in episode.attempts:
+        for attempt, text in zip(episode.attempts, episode.texts, strict=True):
             row: dict[str, Any] = {"text": attempt.text, "finished": attempt.finished, "tokens": attempt.length}
-            rows.append(row | ({"answer": self.extract(attempt.text)} if self.extract else {}))
+            row |= {"kept": attempt.keeps} if self.settings.chat.keep is not None else {}
+            row |= {"critique": attempt.critique.text} if attempt.critique else {}
+            rows.append(row | ({"answer": self.extract(text)} if self.extract else {}))
         return {"question": question, "attempts": rows}
 
 

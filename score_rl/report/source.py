@@ -18,7 +18,10 @@ _NUMERALS = {"stage1": "Stage I", "stage2": "Stage II"}
 
 
 class Shown(NamedTuple):
-    """What a report shows of an attempt; `correct` is None where the grader could not tell."""
+    """What a report shows of an attempt; `correct` is None where the grader could not tell.
+
+    `critique` is of the attempt before it, where one was asked for.
+    """
 
     text: str
     answer: str | None
@@ -26,6 +29,7 @@ class Shown(NamedTuple):
     note: str | None
     length: int
     finished: bool
+    critique: str | None = None
 
 
 class Played(NamedTuple):
@@ -227,6 +231,7 @@ def _played(row: dict[str, Any], place: str) -> Played:
 def _shown(attempt: dict[str, Any]) -> Shown:
     grade, counted = attempt["grade"] or {}, attempt.get("num_tokens")
     reward, answer, note = grade.get("reward"), grade.get("answer"), grade.get("note")
+    critique = attempt.get("critique")
     return Shown(
         str(attempt["text"]),
         None if answer is None else str(answer),
@@ -234,4 +239,5 @@ def _shown(attempt: dict[str, Any]) -> Shown:
         None if note is None else str(note),
         len(attempt["token_ids"]) if counted is None else int(counted),
         bool(attempt["finished"]),
+        None if critique is None else str(critique["text"]),
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from score_rl.episodes import KEPT
 from score_rl.metrics import edit_ratio
 from score_rl.report.source import Played
 from score_rl.report.transcripts import HEAD_CHARACTERS
@@ -57,7 +58,7 @@ def summarise(episodes: Sequence[Played]) -> Summary:
         before, after = episode.attempts[0].text, episode.attempts[1].text
         if max(len(before), len(after)) > HEAD_CHARACTERS:
             too_long += 1
-        elif before == after:
+        elif before == after or episode.attempts[1].note == KEPT:
             identical += 1
         else:
             ratios[min(BINS - 1, int(edit_ratio(before, after) * BINS))] += 1

@@ -138,11 +138,13 @@ def _line(sample: int, place: int, episode: Played, told: set[int], kl: Kl) -> s
 
 
 def _attempt(attempt: Shown, kl: Mapping[str, Any] | None) -> list[Any]:
+    said = None if attempt.critique is None else f"after the critique: {attempt.critique}"
+    note = "; ".join(filter(None, [attempt.note, said])) or None
     row: list[Any] = [
         _cut(attempt.text),
         None if attempt.answer is None else _trim(attempt.answer, _SHORT),
         None if attempt.correct is None else int(attempt.correct),
-        None if attempt.note is None else _trim(attempt.note, _SHORT),
+        None if note is None else _trim(note, _SHORT),
         attempt.length,
         int(attempt.finished),
     ]
