@@ -11,7 +11,9 @@ from score_rl.errors import ConfigError
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run directories, shown and compared.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Run directories, shown and compared; or one sweep.")
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The HTML file to write; report.html by default.")
     ] = None,
@@ -30,6 +32,7 @@ def report(
     score report runs/arithmetic
     score report runs/arithmetic runs/other -o both.html
     score report runs/arithmetic --watch
+    score report sweeps/paper -o paper.html
     """
     from score_rl.report import build, render
     from score_rl.run import check_writable

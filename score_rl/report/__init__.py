@@ -1,10 +1,11 @@
-"""The report of runs: one HTML file that holds everything it shows and asks no network for anything."""
+"""The report of runs or of a sweep: one HTML file that holds everything it shows and asks no network for anything."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from score_rl.errors import ConfigError
 from score_rl.records import write_text
 
 MEGABYTES = 3.0
@@ -12,15 +13,24 @@ MEGABYTES = 3.0
 
 
 def render(runs: Sequence[Path], *, megabytes: float = MEGABYTES) -> str:
-    """The report of run directories as the text of one HTML page; a run may still be training.
+    """The report of run directories, or of a sweep's, as the text of one HTML page; a run may still be training.
 
     Args:
         megabytes: transcripts are put in until the page is this large; the page says what was left out.
 
     Raises:
-        ConfigError: a path is no run directory.
+        ConfigError: a path is no run directory, or a sweep among others.
         DataError: a file of a run cannot be read.
     """
+    from score_rl.table_source import is_sweep
+
+    sweeps = [path for path in runs if is_sweep(path)]
+    if sweeps:
+        if len(runs) > 1:
+            raise ConfigError(f"{sweeps[0]}: a sweep has a page of its own; give it alone, or runs without it")
+        from score_rl.report.sweep import render_sweep
+
+        return render_sweep(sweeps[0])
     from score_rl.report.page import compose
     from score_rl.report.source import read_runs
 

@@ -38,6 +38,7 @@ class Axes:
     """How a line chart is labelled.
 
     Attributes:
+        y_name: stands above the y axis, where no stage's name does.
         stages: x at which each stage begins, with its name.
         flags: first and last x of what is marked.
     """
@@ -51,6 +52,7 @@ class Axes:
     log_x: bool = False
     x_ticks: Sequence[float] | None = None
     x_format: Format = field(default=short)
+    y_name: str = ""
 
 
 def line_chart(title: str, note: str, series: Sequence[Series], axes: Axes) -> Chart | None:
@@ -65,6 +67,7 @@ def line_chart(title: str, note: str, series: Sequence[Series], axes: Axes) -> C
     x_ticks = axes.x_ticks or [t for t in ticks(*x_span, 5) if min(xs) <= t <= max(xs)]
     drawn = [*_flags(frame, axes.flags), *frame.axes(x_ticks, y_ticks, axes.x_format, axes.y_format, axes.x_name)]
     drawn += _stages(frame, axes.stages)
+    drawn += [text(6, frame.top - 10, axes.y_name, class_="axis")] if axes.y_name else []
     for line in series:
         drawn += _line(frame, line)
     svg = drawing(216, *drawn, label=f"{title}. {note}")
