@@ -106,9 +106,8 @@ def override(content: dict[str, Any], assignment: str) -> None:
             node = node[slot]
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
+def _known_keys(location: tuple[Any, ...], schema: type[BaseModel]) -> list[str]:
     """Keys that the schema has beside the one at `location`."""
-    schema: type[BaseModel] = Settings
     for key in location[:-1]:
         field = schema.model_fields.get(key)
         if field is not None:
@@ -118,12 +117,13 @@ def _known_keys(location: tuple[Any, ...]) -> list[str]:
     return list(schema.model_fields)
 
 
-def _explain(source: str, error: ValidationError) -> str:
+def explain(source: str, error: ValidationError, schema: type[BaseModel] = Settings) -> str:
+    """One line on the first fault: source, key, value and mend."""
     first = error.errors()[0]
     location = tuple(first["loc"])
     key = ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location)
+        known = _known_keys(location, schema)
         near = get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
         prefix = ".".join(str(part) for part in location[:-1])
         path = f"{prefix}." if prefix else ""
@@ -146,7 +146,7 @@ def parse(content: dict[str, Any], source: str) -> Settings:
     try:
         return Settings.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(_explain(source, error)) from error
+        raise ConfigError(explain(source, error)) from error
 
 
 def load(recipe: str, overrides: list[str] | None = None) -> Settings:

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "words": (
         "errors waiting launcher registry episodes records strict chat_schema model_schema engine_schema stage_schema "
-        "schema settings"
+        "schema settings sweep_schema"
     ),
     "meaning": (
         "stats resampling votes power diff "
@@ -25,8 +25,9 @@ FLOORS = {
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
         "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor "
-        "run compare report.text report.svg report.charts report.source report.transcripts report.summary "
-        "report.differences report.parts report.verdict report.page report"
+        "run sweep sweep_result compare table_source report.text report.svg report.charts table report.source "
+        "report.transcripts report.summary report.differences report.parts report.verdict report.page figures "
+        "table_text report.sweep report"
     ),
     "tensors": "batch draws objectives schedule",
     "models": (
@@ -35,12 +36,13 @@ FLOORS = {
     ),
     "procedures": (
         "evaluation token_kl checkpoint interrupts tracking trackers offline supply traces material train "
+        "sweep_worker sweeping "
         "planning.shapes planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
     ),
     "edge": (
         "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export "
         "hard watch profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert "
-        "cli.data cli.data_tools cli.grade cli.report cli.compare cli "
+        "cli.data cli.data_tools cli.grade cli.report cli.compare cli.table cli.sweep cli "
         "__main__"
     ),
 }

@@ -14,6 +14,8 @@ from score_rl.cli.evaluate import evaluate
 from score_rl.cli.grade import grade
 from score_rl.cli.report import report
 from score_rl.cli.solve import solve
+from score_rl.cli.sweep import sweep
+from score_rl.cli.table import table
 from score_rl.cli.train import train
 from score_rl.errors import ScoreError
 from score_rl.launcher import speaks
@@ -32,6 +34,8 @@ app.command()(grade)
 app.command()(report)
 app.command()(compare)
 app.command()(power)
+app.command()(sweep)
+app.command()(table)
 app.add_typer(data, name="data")
 data.command()(hard)
 data.command()(profile)
