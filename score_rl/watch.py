@@ -138,7 +138,8 @@ class LivePage:
     def _files(self) -> Iterable[Path]:
         for run in self._runs:
             yield from (run / "config.yaml", run / "metrics.jsonl")
-            yield from (file for file in sorted((run / "eval").glob("*")) if ".partial" not in file.name)
+            found = [*(run / "eval").glob("*"), *(run / "results").glob("*/*.json")]  # the latter of a sweep
+            yield from (file for file in sorted(found) if ".partial" not in file.name)
 
 
 def _fingerprint(files: Iterable[Path]) -> str:

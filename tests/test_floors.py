@@ -31,7 +31,7 @@ FLOORS = {
     ),
     "tensors": "batch draws objectives schedule",
     "models": (
-        "processes shards logprobs adapters policy unsloth_loader loading optim parallel update decode rollout sharing "
+        "processes shards logprobs adapters policy unsloth_loader loading optim zero parallel update decode rollout sharing "
         "synced vllm_engine vllm_server engines endpoint embedded"
     ),
     "procedures": (
