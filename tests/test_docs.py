@@ -17,7 +17,7 @@ from score_rl.schema import EvalSettings, SamplingSettings
 from score_rl.stats import Interval, paired_difference, wilson
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
-PLACES = {"step", "offline", "validation", "eval", "sometimes"}
+PLACES = {"step", "traces", "offline", "validation", "eval", "sometimes"}
 INTERVALS = {"Wilson", "Tango", "bootstrap", "none"}
 WATCHED = [
     {"unchanged/t2": 1.0, "acc/t1": first, "delta/t1_t2": delta, "length/t1": length, "length/t2": length}
