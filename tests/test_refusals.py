@@ -12,11 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from scripted_server import serving
 from tiny import make_model, make_tokenizer, stir
 
 from score_rl.cli import main
@@ -224,6 +227,78 @@ def test_4_bits_without_bitsandbytes_weightless(
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     line = refused(*commands(weightless)[place], "model.quantize=4bit", "model.lora={}")
     assert line == "model.quantize=4bit needs bitsandbytes: pip install 'score-rl[quant]'"
+
+
+# ---- vLLM
+
+SERVED = "engine.kind=vllm_server"
+MODELS = [{"id": "m", "root": "/models/m", "parent": None}]
+
+
+def forbidden(number: int, asked: dict[str, Any]) -> tuple[int, Any]:
+    raise AssertionError(f"asked for {asked}")
+
+
+def installed(place: Path, version: str) -> Path:
+    """A directory of packages in which this version of vLLM looks installed."""
+    made = place / f"vllm-{version}.dist-info"
+    made.mkdir(parents=True)
+    (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n")
+    return place
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["train", "eval"])
+@pytest.mark.parametrize("version", [None, "0.31.0"], ids=["not installed", "another version"])
+def test_vllm_that_is_missing_or_was_not_tried_weightless(
+    place: int, version: str | None, weightless: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if version is None and find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed here")
+    if version is not None:
+        monkeypatch.syspath_prepend(installed(tmp_path / "site", version))
+    line = refused(*commands(weightless)[place], "engine.kind=vllm")
+    needs = "needs vLLM: pip install 'score-rl[vllm]' (docs/vllm.md), or set engine.kind=transformers"
+    tried = ": vLLM 0.31.0 was not tried; install one from 0.32 to before 0.33"
+    assert line == "engine.kind=vllm" + (tried if version else f" {needs}")
+
+
+@pytest.mark.parametrize("place", [0, 1, 3], ids=["train", "eval", "data profile"])
+@pytest.mark.parametrize(
+    ("listens", "said"),
+    [
+        (None, "no server there (ConnectError "),
+        ((200, "<html>a web page</html>"), "what listens there is no vLLM server; correct engine.url"),
+        (
+            (200, {"version": "0.33.0", "data": MODELS}),
+            "vLLM 0.33.0 was not tried; install one from 0.32 to before 0.33",
+        ),
+    ],
+    ids=["nobody listens", "a port that another program has", "another version"],
+)
+def test_what_is_no_vllm_server_of_ours_weightless(
+    place: int, listens: tuple[int, Any] | None, said: str, weightless: Path, refused: Refused
+) -> None:
+    with serving(forbidden, listens or (404, {})) as server:
+        url = server.url if listens else "http://127.0.0.1:9"
+        line = refused(*commands(weightless)[place], "model.lora={rank: 4}", SERVED, f"engine.url={url}")
+    assert line.startswith(f"engine.url={url}: {said}")
+
+
+@pytest.mark.parametrize("tokens", [[4, 5], None], ids=["another tokenizer", "another base model"])
+def test_a_server_with_another_model(tokens: list[int] | None, tiny_model: Path, refused: Refused) -> None:
+    theirs = make_tokenizer()
+
+    def script(number: int, asked: dict[str, Any]) -> tuple[int, Any]:
+        if "max_tokens" not in asked:
+            return 200, {"tokens": tokens or theirs(asked["prompt"], add_special_tokens=False)["input_ids"]}
+        logprobs = {"token_logprobs": [-9.0]}  # of a token that our model gives about one in its 30
+        return 200, {"choices": [{"token_ids": [5], "logprobs": logprobs, "finish_reason": "stop"}]}
+
+    with serving(script, (200, {"version": "0.32.0", "data": MODELS})) as server:
+        train = [*commands(tiny_model)[0], "model.lora={rank: 4}", SERVED, f"engine.url={server.url}"]
+        line = refused(*train)
+    assert line.startswith(f"engine.url={server.url}: /models/m ") and "; serve that model" in line
+    assert ("another tokenizer than model.path" if tokens else "nats a token from model.path's") in line
 
 
 # ---- Unsloth
