@@ -27,7 +27,7 @@ EVALUATION_WEIGHT = 0.25
 
 SMOKE_PROBLEMS = 16
 
-OURS = ("sweep.yaml", "runs.json", "runs", "results", "failures", "logs")
+OURS = ("sweep.yaml", "runs.json", "timing.json", "runs", "results", "failures", "logs")
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class SweepDirectory:
         self.path = path
         self.sweep = path / "sweep.yaml"
         self._rows = path / "runs.json"
+        self._timing = path / "timing.json"
 
     def run(self, name: str) -> Path:
         """The run directory of `ROW/seed-S`."""
@@ -263,6 +264,14 @@ class SweepDirectory:
         """Writes a file unless it has that content."""
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
+
+    def read_timing(self) -> dict[str, Any] | None:
+        """What was timed before any run was made; None if nothing was."""
+        return json.loads(self._timing.read_text(encoding="utf-8")) if self._timing.is_file() else None
+
+    def write_timing(self, timing: dict[str, Any]) -> None:
+        """Keeps it for the next call."""
+        self.write_once(self._timing, json.dumps(timing) + "\n")
 
     def clear(self) -> None:
         """Deletes the sweep in the directory, if there is one."""

@@ -45,7 +45,7 @@ def sweep(
     """
     from score_rl.launcher import launched
     from score_rl.sweep import SweepDirectory, read_sweep, shortened
-    from score_rl.sweeping import make_runs
+    from score_rl.sweeping import make_runs, threads_of
 
     if launched() > 1:
         raise ConfigError("score sweep starts the processes itself; call it without a launcher, with --jobs N")
@@ -63,6 +63,8 @@ def sweep(
         directory.check(found)
         rate = None if smoke else _timed(found, directory, jobs)
         directory.begin(found)
+        if rate is not None:
+            directory.write_timing({"seconds_a_weight": rate, "threads": threads_of(found, jobs)})
         if not smoke:
             _print_plan(found, directory, jobs, rate, as_json=False)
         batch = -(-len(found.runs) // jobs) if smoke else 1
@@ -86,14 +88,18 @@ def sweep(
 
 
 def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
-    """Seconds for each unit of a run's weight, where no finished run tells it."""
+    """Seconds for each unit of a run's weight; None where finished runs tell it."""
     from score_rl.sweeping import threads_of, time_a_weight
 
     results = directory.results(sweep.runs)
     if any(run.train and run.name in results for run in sweep.runs):
         return None
+    threads = threads_of(sweep, jobs)
+    stored = directory.read_timing()
+    if stored is not None and stored["threads"] == threads:
+        return float(stored["seconds_a_weight"])
     typer.echo("no run that trains is done, so two steps of each stage are timed first", err=True)
-    return time_a_weight(sweep, threads_of(sweep, jobs))
+    return time_a_weight(sweep, threads)
 
 
 def _print_plan(sweep: Sweep, directory: SweepDirectory, jobs: int, rate: float | None, *, as_json: bool) -> None:
