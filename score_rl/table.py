@@ -90,6 +90,7 @@ class Table(NamedTuple):
     Attributes:
         problems: that the rows were evaluated on; 0 where nothing has been run.
         tests: that p-values are corrected for.
+        sampled: how the budgets of its lines were evaluated; empty where there are none.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Table(NamedTuple):
     lines: list[Line]
     problems: int
     tests: int
+    sampled: str
 
     @property
     def notes(self) -> list[str]:
@@ -114,10 +116,10 @@ class Table(NamedTuple):
                 "attempt 1: go by acc@t2."
             )
             found += self._counted()
-        if any(line.budget for line in self.lines):
+        if self.sampled:
             found.append(
-                "Two sampled attempts are two first attempts, of which an oracle chooses the right one or a majority "
-                "votes (a tie is decided by lot), or one corrected attempt."
+                f"Two sampled attempts ({self.sampled}) are two first attempts, of which an oracle chooses the right "
+                "one or a majority votes (a tie is decided by lot), or one corrected attempt."
             )
         missing = [f"{line.row.title} ({line.status})" for line in self.lines if not line.row.finished]
         if missing:
@@ -133,7 +135,7 @@ class Table(NamedTuple):
             against = Counter(d.direction for d in found if d.direction is not None)
             counts = [f"{said[word]} {word}" for word in ("better", "worse", "can't tell")]
             paper = [f"{against[word]} {word}" for word in ("same", "opposite", "can't tell")]
-            ways = f"; direction as the paper's: {', '.join(paper)}" if against else ""
+            ways = f"; direction as in the paper, in brackets on its task: {', '.join(paper)}" if against else ""
             sentences.append(f"{name} against the reference, in rows: {', '.join(counts)}{ways}.")
         return sentences
 
@@ -180,7 +182,15 @@ def _table(sweep: Sweep, name: str, title: str, listed: Sequence[str]) -> Table:
     for (place, key), p in zip(keys, holm([lines[i].differences[k].p for i, k in keys]), strict=True):
         lines[place].differences[key] = lines[place].differences[key]._replace(p_holm=p)
     done = [result for row in rows for result in row.results.values()]
-    return Table(name, title, reference, lines, len(done[0].outcomes.samples) if done else 0, len(keys))
+    problems = len(done[0].outcomes.samples) if done else 0
+    return Table(name, title, reference, lines, problems, len(keys), _sampled(rows))
+
+
+def _sampled(rows: Sequence[Row]) -> str:
+    found = (evaluation(row, result, BUDGET[0]) for row in rows for result in row.results.values())
+    first = next((metrics for metrics in found if metrics is not None), {})
+    words = {"problems": "{:,} problems", "samples": "{} samples each", "temperature": "temperature {:g}"}
+    return ", ".join(text.format(first[key]) for key, text in words.items() if key in first)
 
 
 def _check_problems(results: Sequence[Result]) -> None:
@@ -233,8 +243,8 @@ def over_seeds(seeds: Sequence[Interval]) -> Interval:
     For what is known of each seed as a whole. The seeds' means count with Student's t; the intervals over the same
     problems are taken to move together, which makes the result rather too wide than too narrow.
 
-    >>> over_seeds([Interval(0.5, 0.4, 0.6), Interval(0.5, 0.4, 0.7)])
-    Interval(value=0.5, low=0.4, high=0.65)
+    >>> over_seeds([Interval(0.5, 0.25, 0.75), Interval(0.5, 0.25, 1.0)])
+    Interval(value=0.5, low=0.25, high=0.875)
     """
     value = fmean(seed.value for seed in seeds)
     if len(seeds) == 1:

@@ -131,7 +131,7 @@ def read_sweep(path: Path) -> Sweep:
     """The sweep in a directory; what has not been run yet is missing from its rows.
 
     Raises:
-        ConfigError: no sweep.
+        ConfigError: no sweep, or one that was evaluated with a single attempt.
         DataError: a file of it cannot be read.
     """
     if not is_sweep(path):
@@ -175,12 +175,14 @@ def _result(file: Path, seed: int) -> Result:
             final=dict(row["evaluations"][row["final"]]),
             problems=str(outcomes["problems"]),
             first=[_MARKS[mark] for mark in outcomes["t1"]],
-            second=[_MARKS[mark] for mark in outcomes["t2"]],
+            second=[_MARKS[mark] for mark in outcomes.get("t2", "")],
             edits=[int(count) for count in row["edits"]],
             curves={k: [(float(x), float(y)) for x, y in points] for k, points in row["curves"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{file}: no result of a run ({error!r}); delete it and run `score sweep` again") from error
+    if found.first and not found.second:
+        raise ConfigError(f"{file}: evaluated with one attempt, and tables compare two; set eval.attempts=2")
     if not found.first or len(found.first) != len(found.second) or len(found.edits) != EDIT_BINS:
         raise DataError(
             f"{file}: {len(found.first)} first and {len(found.second)} second attempts and {len(found.edits)} bins of "

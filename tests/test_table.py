@@ -302,6 +302,13 @@ def test_a_broken_result_is_named_with_its_mend(tmp_path: Path, text: str) -> No
         read_sweep(sweep)
 
 
+def test_a_single_attempt_is_refused_with_the_setting_to_change(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path, {"score": {}})
+    write_result(sweep, "score", 0, bits(5, 5, 5, 5), outcomes={"problems": "d1", "t1": "01"})
+    with pytest.raises(ConfigError, match=r"one attempt, and tables compare two; set eval\.attempts=2"):
+        read_sweep(sweep)
+
+
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no sweep \(no sweep.yaml in it\)"):
         read_sweep(tmp_path)
