@@ -111,17 +111,13 @@ class Worker:
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:])
 
 
-def time_a_weight(sweep: Sweep, threads: int) -> float | None:
-    """Seconds for each unit of `Run.weight`, from two steps of each stage of one row; None where no row trains.
-
-    The row is the reference, if that trains.
+def time_a_weight(sweep: Sweep, threads: int) -> float:
+    """Seconds for each unit of `Run.weight`, from two steps of each stage of the reference or another row.
 
     Raises:
         ConfigError: it does not run.
     """
     trained = [run for run in sweep.runs if run.train]
-    if not trained:
-        return None
     run = next((run for run in trained if run.row == sweep.settings.reference), trained[0])
     with tempfile.TemporaryDirectory() as name:
         directory = SweepDirectory(Path(name))

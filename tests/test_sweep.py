@@ -111,7 +111,7 @@ def test_a_shipped_sweep_reads_and_every_row_samples_at_most_one_budget(name):
 def test_every_trained_row_of_the_paper_has_the_same_updates_and_questions():
     for run in read_sweep("paper").runs:
         if run.train:
-            assert run.steps in (159, 160)  # three rounds of traces do not share 160 steps
+            assert run.steps == 160
             assert {stage.problems for stage in run.stages} == {32}
             assert {stage.episodes for stage in run.stages} <= {8 * 32, 16 * 32}
 

@@ -92,7 +92,8 @@ def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
     from score_rl.sweeping import threads_of, time_a_weight
 
     results = directory.results(sweep.runs)
-    if any(run.train and run.name in results for run in sweep.runs):
+    trained = [run.name for run in sweep.runs if run.train]
+    if not trained or any(name in results for name in trained):
         return None
     threads = threads_of(sweep, jobs)
     stored = directory.read_timing()
