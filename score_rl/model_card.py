@@ -231,9 +231,13 @@ def training(run: RunDirectory, label: str, settings: Settings) -> str:
 def _stage(stage: StageSettings) -> str:
     branch = " x ".join(map(str, stage.branch))
     parts = [f"{stage.kind}, {stage.steps} steps of {stage.problems} questions ({branch} attempts each)"]
-    parts += [f"alpha {stage.alpha:g}"] if stage.kind == "stage2" else []
-    parts += [f"beta1 {stage.beta1:g}"]
-    parts += [f"beta2 {stage.beta2:g}"] if stage.kind in ("stage1", "substage") else []
-    parts += [f"KL {stage.kl.estimator} in the {stage.kl.placement}", f"baseline {stage.advantage}"]
+    if stage.kind == "sft":
+        parts += [f"traces {stage.traces}" + " with right to right" * stage.keep_correct, f"{stage.rounds} rounds"]
+        parts += ["all attempts of a trace trained" if stage.credit == "all" else "its last attempt trained"]
+    else:
+        parts += [f"alpha {stage.alpha:g}"] if stage.kind == "stage2" else []
+        parts += [f"beta1 {stage.beta1:g}"]
+        parts += [f"beta2 {stage.beta2:g}"] if stage.kind in ("stage1", "substage") else []
+        parts += [f"KL {stage.kl.estimator} in the {stage.kl.placement}", f"baseline {stage.advantage}"]
     parts += [f"learning rate {stage.lr:g} ({stage.schedule})", f"temperature {stage.sampling.temperature:g}"]
     return ", ".join([*parts, f"at most {stage.max_new_tokens} tokens"])

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from score_rl.planning.costs import Prompts, stage_cost
 from score_rl.rewards import register_reward, rewards
 from score_rl.schedule import learning_rate, make_objective, round_of
 from score_rl.schema import Settings, StageSettings
-from score_rl.settings import load, parse
+from score_rl.settings import load, parse, parse_yaml
 from score_rl.traces import pair_traces, star_traces, to_imitate
 from score_rl.train import Trainer
 from score_rl.update import accumulate
@@ -390,3 +391,22 @@ def test_a_round_without_traces_says_what_was_sampled_and_what_to_do(tiny_model:
     ):
         Trainer(settings_of(tiny_model, "reward.fn=never", f"stages=[{PAIRS}]"), tmp_path / "pairs").train()
     assert re.search("step-0-000000", str(checkpoints(tmp_path / "run" / "checkpoints")))
+
+
+# ---- The page of baselines
+
+
+def test_every_stage_list_of_the_page_is_one_of_160_steps() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "baselines.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:^    .*\n)+", page.partition("## More attempts")[0], re.MULTILINE)
+    found = []
+    for block in blocks:
+        stages = parse_yaml(textwrap.dedent(block), "baselines.md")
+        alone = [stages] if "kind: stage1" in block else [[stage] for stage in stages]
+        found += [parse({"name": "test", "stages": part}, "baselines.md").stages for part in alone]
+    assert len(found) == 9
+    assert {sum(stage.steps for stage in stages) for stages in found} == {160}
+    assert {(stage.problems, stage.episodes // stage.problems, stage.lr) for stages in found for stage in stages} == {
+        (64, 8, 3e-4),
+        (64, 16, 3e-4),
+    }
