@@ -12,7 +12,7 @@ COUNTERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_ST
 
 IGNORED = {
     "ACCELERATE_USE_FSDP": "parallel.kind=fsdp",
-    "ACCELERATE_USE_DEEPSPEED": "parallel.kind=fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "parallel.kind=zero2 or zero3",
     "ACCELERATE_MIXED_PRECISION": "model.dtype",
 }
 """What accelerate asks for in ways of its own, and the setting that decides it here."""

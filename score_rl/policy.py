@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from score_rl.adapters import adapter_state, check_adapter, one_line
 from score_rl.errors import ConfigError
 from score_rl.logprobs import Head, head_of, logprobs_and_kl, token_logprobs
-from score_rl.shards import is_sharded, put, whole
+from score_rl.shards import gathered, is_sharded, put, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -179,9 +179,11 @@ class Policy(nn.Module):
             at_adapter: with LoRA, the policy as it is now (for sub-stages); otherwise the base model, adapter off.
         """
         if not self.has_adapter and self._frozen:  # in place, since its weights may be sharded
-            state = dict((self.model if source is None else source).state_dict())
-            for name, target in self._frozen[0].state_dict().items():
-                put(target, whole(state[name]))
+            model = self.model if source is None else source
+            with gathered(model.parameters()):
+                state = dict(model.state_dict())
+                for name, target in self._frozen[0].state_dict().items():
+                    put(target, whole(state[name]))
         elif not self.has_adapter:
             frozen = copy.deepcopy(self.model) if source is None else source
             self._frozen = [frozen.to(self.model.device).requires_grad_(False).eval()]
@@ -191,8 +193,9 @@ class Policy(nn.Module):
             if REFERENCE_ADAPTER not in self.model.peft_config:
                 config = copy.deepcopy(self.model.peft_config["default"])
                 self.model.add_adapter(REFERENCE_ADAPTER, config)
-            state = {name: whole(value) for name, value in adapter_state(self.model, "default").items()}
-            set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
+            with gathered(self._adapters(), write=True):
+                state = {name: whole(value) for name, value in adapter_state(self.model, "default").items()}
+                set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
             self.model.set_adapter("default")  # type: ignore[operator]
         elif REFERENCE_ADAPTER in self.model.peft_config:
             self.model.delete_adapter(REFERENCE_ADAPTER)  # type: ignore[operator]
@@ -202,7 +205,8 @@ class Policy(nn.Module):
         if self._frozen:
             return {name: whole(value) for name, value in self._frozen[0].state_dict().items()}
         if self.has_adapter and REFERENCE_ADAPTER in self.model.peft_config:
-            return adapter_state(self.model, REFERENCE_ADAPTER)
+            with gathered(self._adapters()):
+                return {name: value.clone() for name, value in adapter_state(self.model, REFERENCE_ADAPTER).items()}
         return None
 
     def load_reference_state(self, state: dict[str, Tensor] | None) -> None:
@@ -219,7 +223,13 @@ class Policy(nn.Module):
             from peft import set_peft_model_state_dict
 
             self.freeze_reference(at_adapter=True)
-            set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
+            with gathered(self._adapters(), write=True):
+                set_peft_model_state_dict(self.model, state, adapter_name=REFERENCE_ADAPTER)
+
+    def _adapters(self) -> list[nn.Parameter]:
+        """The weights that train, and those of a reference beside them."""
+        parameters = self.model.named_parameters()
+        return [p for name, p in parameters if p.requires_grad or f".{REFERENCE_ADAPTER}." in name]
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained weights by name: the adapter, or the whole model.

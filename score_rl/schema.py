@@ -157,8 +157,9 @@ class LogSettings(Schema):
 class ParallelSettings(Schema):
     """How several processes share the work; a run may go on with another kind, and with another number of them."""
 
-    kind: Literal["ddp", "fsdp"] = "ddp"
-    """`ddp` is a whole model in each process; `fsdp` shards weights, gradients and optimiser (torch's FSDP2)."""
+    kind: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    """`ddp` is a whole model in each process; `fsdp` (torch's FSDP2) shards weights, gradients and optimiser, as does
+    `zero3`; `zero2` shards gradients and optimiser. The last two are DeepSpeed's, an extra."""
 
 
 class Settings(Schema):

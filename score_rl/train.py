@@ -34,7 +34,6 @@ from score_rl.interrupts import Interrupted, StopRequest, heeding_signals
 from score_rl.loading import load_model
 from score_rl.material import load_material
 from score_rl.monitor import Watch
-from score_rl.optim import make_optimizer
 from score_rl.parallel import check_parallel, make_parallel
 from score_rl.processes import Group, noticing_losses, start
 from score_rl.records import write_directory
@@ -169,7 +168,7 @@ class Trainer:
         return label, self.settings.stages[index]
 
     def _make_optimizer(self, stage: StageSettings) -> torch.optim.Optimizer:
-        return make_optimizer(self.policy.parameters(), self.settings.optim, stage.lr)
+        return self.parallel.optimizer(self.settings.optim, stage.lr)
 
     def _validate_base(self) -> None:
         self._evaluate("base")
@@ -262,8 +261,7 @@ class Trainer:
         metrics["optim/lr"] = learning_rate(stage, progress.step)
         for group in optimizer.param_groups:
             group["lr"] = metrics["optim/lr"]
-        metrics["optim/grad_norm"] = self.parallel.clip(self.settings.optim.max_grad_norm)
-        optimizer.step()
+        metrics["optim/grad_norm"] = self.parallel.step(optimizer, self.settings.optim.max_grad_norm)
         if progress.beta2 is not None and stage.kind in ("stage1", "substage"):
             metrics["optim/beta2"] = progress.beta2
             progress.beta2 = adapt_beta2(progress.beta2, metrics.get("kl/t1", 0.0), stage)

@@ -168,7 +168,7 @@ def accumulate(
 
     Args:
         episodes: all of them, in every process.
-        backward: called with each micro-batch's loss; `Tensor.backward` when None.
+        backward: called with each micro-batch's loss; that of `parallel` when None.
         complete: False if episodes of these problems were left out because nobody could grade them.
         parallel: how rows and passes are spread over processes; None for one alone.
     """
@@ -195,7 +195,7 @@ def accumulate(
         kl = None if in_reward or held is None else _spread(_kl(stage, scores, held), held)
         ratio = importance(objective.importance_cap, scores.logprobs, batch.engine_logprobs)
         value = loss(weights, batch.token_episode, batch.token_turn, scores.logprobs, kl, ratio)
-        (backward or torch.Tensor.backward)(value * weight)
+        (backward or parallel.backward)(value * weight)
         if not weight:
             return
         totals.append(float(value.detach()))

@@ -31,8 +31,8 @@ FLOORS = {
     ),
     "tensors": "batch draws objectives schedule",
     "models": (
-        "processes shards logprobs adapters policy unsloth_loader loading optim zero parallel update decode rollout sharing "
-        "synced vllm_engine vllm_server engines endpoint embedded"
+        "processes shards logprobs adapters policy unsloth_loader loading optim zero parallel update decode rollout "
+        "sharing synced vllm_engine vllm_server engines endpoint embedded"
     ),
     "procedures": (
         "evaluation token_kl checkpoint interrupts tracking trackers offline supply traces material train "

@@ -66,7 +66,7 @@ def test_accelerate_that_starts_one_process_of_several_is_refused(environment: p
     ("name", "value", "setting"),
     [
         ("ACCELERATE_USE_FSDP", "true", "parallel.kind=fsdp"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "parallel.kind=fsdp"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "parallel.kind=zero2 or zero3"),
         ("ACCELERATE_MIXED_PRECISION", "bf16", "model.dtype"),
     ],
 )
