@@ -24,6 +24,8 @@ from score_rl.errors import ConfigError
 from score_rl.records import write_text
 from score_rl.sweep import Run, Sweep, SweepDirectory
 
+LINE_SECONDS = 60.0
+"""Without a terminal, at most one line in this time about runs that are going on."""
 LOG_LINES = 40
 """Of the log of a run that crashed, kept with its failure."""
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -146,6 +148,7 @@ class Board:
         columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console)
         self._live = console.is_terminal
+        self._said = time.monotonic()
         self._tasks: dict[str, TaskID] = {}
         self._all = self._bars.add_task("runs", total=total, completed=done, note="")
 
@@ -162,17 +165,16 @@ class Board:
         """One line."""
         self._console.print(text, markup=False, soft_wrap=True)
 
-    def show(self, line: Mapping[str, Any]) -> None:
+    def show(self, line: Mapping[str, Any], left: str) -> None:
         """Where a run is."""
-        name = line["run"]
+        name, where = line["run"], f"{line['task']} {line['note']}".rstrip()
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=None, note="")
-        self._bars.update(
-            self._tasks[name],
-            completed=line["done"],
-            total=line["total"] or None,
-            note=f"{line['task']} {line['note']}",
-        )
+        self._bars.update(self._tasks[name], completed=line["done"], total=line["total"] or None, note=where)
+        self._bars.update(self._all, note=left)
+        if not self._live and time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            self.say(f"{name}: {line['done']}/{line['total']} {where}; {left}")
 
     def end(self, name: str, text: str, done: int, left: str) -> None:
         """A run is over."""
@@ -256,7 +258,7 @@ class _Making:
             worker.names.remove(name)
             self._fail(name, line["failed"])
         else:
-            self.board.show(line)
+            self.board.show(line, self._left())
 
     def _end(self, worker: Worker) -> list[list[str]]:
         """Notes a run in which a worker died; gives what that one would have made next."""
@@ -275,13 +277,16 @@ class _Making:
         self._tell(name, f"{name}: failed: {why} ({self.directory.failure(name)})")
 
     def _tell(self, name: str, text: str) -> None:
-        over = len(self.results) + len(self.failed)
+        self.board.end(name, text, len(self.results) + len(self.failed), self._left())
+
+    def _left(self) -> str:
+        """What is done and what remains, in words."""
         seconds = estimate(self.sweep.runs, self.results, self.timed).seconds
         seconds = {key: value for key, value in seconds.items() if key not in self.failed}
-        running = [worker for worker in self.workers if worker.names]
-        spent = sum(min(time.monotonic() - w.begun, seconds.get(w.names[0], 0.0)) for w in running if len(w.names) == 1)
-        left = max(0.0, sum(seconds.values()) - spent) / self.jobs
-        self.board.end(name, text, over, f"{over} of {len(self.sweep.runs)} runs, {duration(left)} left")
+        alone = [worker for worker in self.workers if len(worker.names) == 1]
+        spent = sum(min(time.monotonic() - w.begun, seconds.get(w.names[0], 0.0)) for w in alone)
+        done = f"{len(self.results)} of {len(self.sweep.runs)} runs"
+        return f"{done}, {duration(max(0.0, sum(seconds.values()) - spent) / self.jobs)} left" if seconds else done
 
     def _stop(self, number: int) -> None:
         if self.signal is None:
