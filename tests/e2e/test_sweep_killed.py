@@ -30,6 +30,7 @@ SWEEP = {
     "reference": "score",
     "evaluations": {"sampled": {"samples": 2, "temperature": 0.7, "problems": 400}},
     "rows": {"score": {}, "base": {"train": False}},
+    "tables": {"main": {"rows": ["base", "score"]}},
 }
 
 
@@ -79,6 +80,7 @@ def test_a_sweep_killed_anywhere_ends_with_the_results_of_an_undisturbed_one(tmp
     assert process.returncode == 0, said
     assert contents(killed) == contents(undisturbed)
     assert not (killed / "failures").exists()
+    assert tables(killed) == tables(undisturbed)
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -90,3 +92,12 @@ def contents(directory: Path) -> dict[str, str]:
         found[str(file.relative_to(directory))] = json.dumps(result)
     assert len(found) == 4
     return found
+
+
+def tables(directory: Path) -> dict[str, bytes]:
+    """The files that `score table` makes, but for what they cost."""
+    subprocess.run([sys.executable, "-m", "score_rl", "table", str(directory)], check=True, capture_output=True)
+    found = {name: (directory / name).read_bytes() for name in ("tables.md", "tables.csv", "tables.tex")}
+    drawn = sorted((directory / "figures").iterdir())
+    assert drawn, "no figure was drawn"
+    return found | {figure.name: figure.read_bytes() for figure in drawn}
