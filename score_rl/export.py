@@ -57,10 +57,11 @@ def export(run: Path, output: Path, *, stage: str | None = None, merge: bool = F
         raise ConfigError(f"--stage base: that is model.path={settings.model.path} as it was; nothing to export")
     if not (directory / "tokenizer_config.json").is_file():
         raise ConfigError(f"--stage {stage}: {directory} does not exist; the run has no such finished stage")
-    is_adapter = (directory / "adapter_config.json").is_file()
-    label = directory.name
-    merged, gap = _merge(directory, settings, _probe(place, label)) if merge and is_adapter else (None, None)
-    card = _card(place, label, settings, adapter=is_adapter and merged is None)
+    from score_rl.loading import is_adapter
+
+    adapted, label = is_adapter(directory), directory.name
+    merged, gap = _merge(directory, settings, _probe(place, label)) if merge and adapted else (None, None)
+    card = _card(place, label, settings, adapter=adapted and merged is None)
 
     def fill(path: Path) -> None:
         for file in sorted(directory.iterdir()):
@@ -73,7 +74,7 @@ def export(run: Path, output: Path, *, stage: str | None = None, merge: bool = F
         write_text(path / "README.md", card)
 
     write_directory(output, fill)
-    return Exported(output, label, "adapter" if is_adapter and merged is None else "model", gap)
+    return Exported(output, label, "adapter" if adapted and merged is None else "model", gap)
 
 
 def _merge(directory: Path, settings: Settings, probe: tuple[int, ...]) -> tuple[PreTrainedModel, float]:

@@ -191,17 +191,30 @@ def blank_model(settings: ModelSettings) -> Any:
     Raises:
         ConfigError: as `load_model`, or `model.lora.targets` that match no layer.
     """
-    from transformers import AutoModelForCausalLM
-
     path = model_directory(settings, weights=False)
     saved = model_directory(settings) if is_adapter(path) else None
     base = settings if saved is None else base_settings(settings, saved)
-    config = load_config(base)
+    return build_blank(settings, load_config(base), saved, base)
+
+
+def build_blank(
+    settings: ModelSettings, config: PreTrainedConfig, saved: Path | None, base: ModelSettings, **options: Any
+) -> Any:
+    """As `blank_model`, of a configuration that is known.
+
+    Args:
+        saved: directory of the adapter that the model goes on with; it gets a new one, or none, where this is None.
+        base: settings of the base model.
+        options: of `from_config`.
+    """
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=base.trust_remote_code, **options)
         except UNLOADABLE as error:
             raise _unloadable(base, error) from error
+        silence_dropout(model)
         _name_after_hub(model, base)
         if saved is not None:
             return _blank_adapter(model, settings, saved, base.path)
@@ -213,6 +226,7 @@ def _blank_adapter(model: Any, settings: ModelSettings, saved: Path, base: str) 
 
     try:
         config = PeftConfig.from_pretrained(str(saved))
+        config.inference_mode = False  # as peft writes it, nothing of it would train
         _check_size(settings, config)
         adapted = get_peft_model(model, config)
         check_adapter(saved, adapted)

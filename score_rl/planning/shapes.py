@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from score_rl.adapters import add_adapter
 from score_rl.errors import ConfigError
-from score_rl.loading import UNLOADABLE, load_config, model_directory, silence_dropout
+from score_rl.loading import base_settings, build_blank, is_adapter, load_config, model_directory
 from score_rl.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def saved_adapter(settings: ModelSettings) -> Path | None:
     if settings.path in KNOWN or settings.path == "embedded":
         return None
     directory = model_directory(settings, weights=False)
-    return directory if (directory / "adapter_config.json").is_file() else None
+    return directory if is_adapter(directory) else None
 
 
 def blank_model(settings: ModelSettings, config: PreTrainedConfig) -> Any:
@@ -131,27 +130,14 @@ def blank_model(settings: ModelSettings, config: PreTrainedConfig) -> Any:
     Raises:
         ConfigError: no causal language model, or `model.lora.targets` matches no layer.
     """
-    from transformers import AutoModelForCausalLM
-
-    options: dict[str, Any] = {"dtype": weight_dtype(settings, config), "trust_remote_code": settings.trust_remote_code}
+    options: dict[str, Any] = {"dtype": weight_dtype(settings, config)}
     if settings.attention is not None and settings.attention.startswith("flash"):
         options["attn_implementation"] = "sdpa"  # which needs no package here, and no less memory there
     elif settings.attention is not None:
         options["attn_implementation"] = settings.attention
-    with torch.device("meta"):
-        try:
-            model = AutoModelForCausalLM.from_config(config, **options)
-        except UNLOADABLE as error:
-            raise ConfigError(f"model.path={settings.path}: cannot be built ({error})") from error
-        silence_dropout(model)
-        adapter = saved_adapter(settings)
-        if adapter is not None:
-            from peft import PeftConfig, get_peft_model
-
-            saved = PeftConfig.from_pretrained(str(adapter))
-            saved.inference_mode = False  # as peft writes it, nothing of it would train
-            return get_peft_model(model, saved)
-        return model if settings.lora is None else add_adapter(model, settings, settings.lora, 0)
+    saved = saved_adapter(settings)
+    base = settings if saved is None else base_settings(settings, saved)
+    return build_blank(settings, config, saved, base, **options)
 
 
 def causal_lm(model: Any) -> Any:
