@@ -174,14 +174,18 @@ class Board:
         self._bars.update(self._all, note=left)
         if not self._live and time.monotonic() - self._said >= LINE_SECONDS:
             self._said = time.monotonic()
-            self.say(f"{name}: {line['done']}/{line['total']} {where}; {left}")
+            self.say(f"{name}: {line['done']}/{line['total']} {where}; {self._count()}, {left}".removesuffix(", "))
 
     def end(self, name: str, text: str, done: int, left: str) -> None:
         """A run is over."""
         if name in self._tasks:
             self._bars.remove_task(self._tasks.pop(name))
         self._bars.update(self._all, completed=done, note=left)
-        self.say(text if self._live else f"{text}; {left}")
+        self.say(text if self._live else f"{text}; {self._count()}, {left}".removesuffix(", "))
+
+    def _count(self) -> str:
+        task = self._bars.tasks[self._all]
+        return f"{task.completed:.0f} of {task.total:.0f} runs"
 
 
 class Outcome(NamedTuple):
@@ -280,13 +284,12 @@ class _Making:
         self.board.end(name, text, len(self.results) + len(self.failed), self._left())
 
     def _left(self) -> str:
-        """What is done and what remains, in words."""
+        """How long the others take, in words."""
         seconds = estimate(self.sweep.runs, self.results, self.timed).seconds
         seconds = {key: value for key, value in seconds.items() if key not in self.failed}
         alone = [worker for worker in self.workers if len(worker.names) == 1]
         spent = sum(min(time.monotonic() - w.begun, seconds.get(w.names[0], 0.0)) for w in alone)
-        done = f"{len(self.results)} of {len(self.sweep.runs)} runs"
-        return f"{done}, {duration(max(0.0, sum(seconds.values()) - spent) / self.jobs)} left" if seconds else done
+        return f"{duration(max(0.0, sum(seconds.values()) - spent) / self.jobs)} left" if seconds else ""
 
     def _stop(self, number: int) -> None:
         if self.signal is None:

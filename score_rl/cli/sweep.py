@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,8 @@ def sweep(
         outcome = make_runs(found, directory, jobs=jobs, batch=batch, timed=rate)
     done = len(directory.results(found.runs))
     if outcome.signal is not None:
-        again = f"score sweep {file} -o {directory.path}"
+        words = [file, *(overrides or []), "-o", str(directory.path), *(["--jobs", str(jobs)] if jobs > 1 else [])]
+        again = f"score sweep {shlex.join(words)}"
         typer.echo(f"{done} of {len(found.runs)} runs are done; the same command goes on from here: {again}", err=True)
         raise typer.Exit(128 + outcome.signal)
     if as_json:
