@@ -89,7 +89,9 @@ class Trainer:
         dumped = self.group.gather(settings.dump)
         with self.group.together():
             if len(set(dumped)) > 1:
-                raise ProcessError("the processes have different settings; give all of them the same recipe and command")
+                raise ProcessError(
+                    "the processes have different settings; give all of them the same recipe and command"
+                )
             check_parallel(settings, self.group)
             if self.group.is_first:
                 self.run.check(settings, fresh=fresh)

@@ -14,6 +14,7 @@ import typer
 from score_rl.cli.subject import Json, Seed, quiet_libraries
 from score_rl.cli.tables import print_table
 from score_rl.errors import ConfigError
+from score_rl.launcher import is_first
 
 if TYPE_CHECKING:
     from score_rl.schema import Settings
@@ -70,8 +71,6 @@ def train(
     settings = load(recipe, [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])])
     if smoke is not None:
         settings = _smoke(settings, smoke)
-    from score_rl.launcher import is_first
-
     if plan:
         if is_first():
             _print_plan(settings, recipe, processes, as_json)
