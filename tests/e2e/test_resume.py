@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from score_rl.cli import main
 from score_rl.settings import load
 
 SHORT = [
@@ -28,9 +30,11 @@ SHORT = [
 LORA = ["model.lora={rank: 4, alpha: 8, dropout: 0.1}", "stages.0.lr=0.01", "stages.1.lr=0.01"]
 KILLS = int(os.environ.get("SCORE_TEST_KILLS", "10"))
 
-# The fork server imports torch once; each run is then a fresh process that starts in no time.
+# The fork server imports once what a run needs; each run is then a fresh process that starts in no time.
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["score_rl.train"])
+processes.set_forkserver_preload(
+    ["score_rl.train", "score_rl.report.page", "transformers.models.qwen3.modeling_qwen3", "peft", "scipy.stats"]
+)
 
 
 def run_here(path: str, overrides: list[str]) -> None:
@@ -57,21 +61,30 @@ def outcome(run: Path) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed; also the first use of the fork server, whose own start is no part of a run."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    process = start(run, SHORT)
+    process.join()
+    assert process.exitcode == 0
+    return run
+
+
 @pytest.mark.parametrize(
     ("overrides", "kills"),
     [(SHORT, KILLS), (SHORT + LORA, KILLS // 2)],
     ids=["the whole model", "an adapter with dropout"],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, overrides: list[str], kills: int
+    tmp_path: Path, finished: Path, overrides: list[str], kills: int
 ) -> None:
-    warm = processes.Process(target=int)  # the server's own start is no part of a run
-    warm.start()
-    warm.join()
-    undisturbed = start(tmp_path / "undisturbed", overrides)
-    undisturbed.join()
-    assert undisturbed.exitcode == 0
-    expected = outcome(tmp_path / "undisturbed")
+    if overrides != SHORT:
+        finished = tmp_path / "undisturbed"
+        undisturbed = start(finished, overrides)
+        undisturbed.join()
+        assert undisturbed.exitcode == 0
+    expected = outcome(finished)
     assert len(expected["metrics"]) == 1 + 5 + 4 and len(expected["weights"]) == 2
 
     run = tmp_path / "killed"
@@ -109,7 +122,7 @@ def wait_for_a_step(process: multiprocessing.process.BaseProcess, run: Path) -> 
         return any(line.endswith("}") and json.loads(line)["stage_step"] > wanted for line in lines[-1:])
 
     while process.is_alive() and not written():
-        pass
+        process.join(0.01)
 
 
 def wait_for_half_written_checkpoint(process: multiprocessing.process.BaseProcess, checkpoints: Path) -> None:
@@ -123,15 +136,14 @@ def inodes(checkpoints: Path) -> set[int]:
     return {entry.inode() for entry in found if entry.name.endswith(".partial")}
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    for _ in range(2):
-        process = start(tmp_path / "run", SHORT)
-        process.join()
-        assert process.exitcode == 0
-        written = (tmp_path / "run" / "stage2" / "model.safetensors").stat().st_mtime_ns
-        lines = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert (tmp_path / "run" / "stage2" / "model.safetensors").stat().st_mtime_ns == written
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == lines
+def test_a_finished_run_is_not_trained_again(finished: Path) -> None:
+    model, metrics = finished / "stage2" / "model.safetensors", finished / "metrics.jsonl"
+    written, lines = model.stat().st_mtime_ns, metrics.read_text()
+    process = start(finished, SHORT)
+    process.join()
+    assert process.exitcode == 0
+    assert model.stat().st_mtime_ns == written
+    assert metrics.read_text() == lines
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -141,7 +153,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.is_file() or metrics.read_text().count("\n") < 4:
-        assert process.poll() is None, process.communicate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
+            raise AssertionError(process.communicate())
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 128 + number
@@ -151,10 +165,12 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, 
     assert json.loads((saved / "progress.json").read_text())["total_steps"] == len(lines) - 1
 
 
-def test_changed_settings_are_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", SHORT)
-    process.join()
-    command = [sys.executable, "-m", "score_rl", "train", "arithmetic", *SHORT, "stages.1.lr=0.5", "-o"]
-    result = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "stages.1.lr: 0.0003 -> 0.5" in result.stderr.splitlines()[-1]
+def test_changed_settings_are_refused_with_the_keys_that_differ(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["score", "train", "arithmetic", *SHORT, "stages.1.lr=0.5", "-o", str(finished)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "stages.1.lr: 0.0003 -> 0.5" in capsys.readouterr().err.splitlines()[-1]

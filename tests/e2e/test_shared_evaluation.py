@@ -8,35 +8,40 @@ from pathlib import Path
 
 import pytest
 
-ALONE = [sys.executable]
+from score_rl.cli import main
+
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-EVALUATION = ["-m", "score_rl", "eval", "embedded", "--problems", "31", "eval.rows=8", "--json"]
+EVALUATION = ["eval", "embedded", "--problems", "31", "eval.rows=8", "--json"]
 
 
-def evaluate(launcher: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+def evaluate(*options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, *EVALUATION, *options]
+    command = [*TWO, "-m", "score_rl", *EVALUATION, *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
-def test_two_processes_evaluate_as_one_does(tmp_path: Path, sampled: bool) -> None:
-    options = ["--samples", "2", "--temperature", "1"] if sampled else []
+def test_two_processes_evaluate_as_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--samples", "2", "--temperature", "1"]
     one, two = tmp_path / "one.json", tmp_path / "two.json"
-    alone = evaluate(ALONE, *options, "-o", str(one))
-    assert alone.returncode == 0, alone.stderr
+    monkeypatch.setattr(sys, "argv", ["score", *EVALUATION, *options, "-o", str(one)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert not left.value.code
+    alone = capsys.readouterr().out
     rows = one.with_suffix(".jsonl").read_text().splitlines()
-    shared = evaluate(TWO, *options, "-o", str(two))
+    shared = evaluate(*options, "-o", str(two))
     assert shared.returncode == 0, shared.stderr
     assert len(shared.stdout.splitlines()) == 1
-    assert json.loads(shared.stdout) == pytest.approx(json.loads(alone.stdout))
+    assert json.loads(shared.stdout) == pytest.approx(json.loads(alone))
     found = [json.loads(row) for row in two.with_suffix(".jsonl").read_text().splitlines()]
     assert found == [json.loads(row) for row in rows]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "one.jsonl", "two.json", "two.jsonl"]
 
 
 def test_one_process_alone_asks_an_endpoint(tmp_path: Path) -> None:
-    done = evaluate(TWO, "--endpoint", "http://127.0.0.1:9/v1", "-o", str(tmp_path / "e.json"))
+    done = evaluate("--endpoint", "http://127.0.0.1:9/v1", "-o", str(tmp_path / "e.json"))
     assert done.returncode != 0
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert line == "error: --endpoint with 2 processes: one asks it; start one, raise --concurrency"
