@@ -18,9 +18,10 @@ check: $(VENV)/.developed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One thread each: tests are small, and threads of several processes would wait for each other.
+# One thread each: tests are small, and threads of several processes would wait for each other. Files in their order, in
+# which the slow ones (tests/e2e) come first; xdist would begin with those that have the most tests.
 unit: $(VENV)/.developed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # vLLM wants other versions of our libraries than `constraints.txt` has, so it gets an environment of its own.
 VLLM_VENV ?= .venv-vllm
