@@ -1,7 +1,12 @@
-"""Run by torchrun: as processes_gradients.py, for DeepSpeed, whose gradients are where only its engine finds them."""
+"""Run by torchrun: as processes_gradients.py, for DeepSpeed, whose gradients only its engine finds.
+
+Then it trains what it is told, as processes_runs.py does.
+"""
 
 import json
+import sys
 
+import processes_runs
 from processes_gradients import CASES, gradient, largest_gap, load, make_parallel, policy_of
 
 from score_rl.processes import leave, start
@@ -17,7 +22,7 @@ def main() -> None:
                 parallel = make_parallel(settings, policy, group)
                 _, our_metrics = gradient(policy, case, parallel, max_tokens=1)
                 theirs, their_metrics = gradient(alone, case, None, max_tokens=99)
-                from deepspeed.utils import safe_get_full_grad
+                from deepspeed.utils import safe_get_full_grad  # imported for the right kind of device by now
 
                 ours = {n: safe_get_full_grad(p).clone() for n, p in policy.named_parameters() if p.requires_grad}
                 assert our_metrics.keys() == their_metrics.keys()
@@ -30,7 +35,10 @@ def main() -> None:
                 }
                 if group.is_first:
                     print(json.dumps(row), flush=True)
-    leave()
+    if len(sys.argv) > 1:
+        processes_runs.main()
+    else:
+        leave()
 
 
 if __name__ == "__main__":

@@ -28,51 +28,59 @@ from score_rl.zero import configuration
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, an extra")
 
 
-def test_the_first_gradient_is_that_of_one_process() -> None:
-    rows = [json.loads(line) for line in finish(launch(str(HERE / "deepspeed_gradients.py"))).splitlines()]
+SETTINGS = {"adapter": [*LORA, "stages.1.reference=stage_start"], "whole": []}
+KINDS = {"adapter": ("zero3", "zero2"), "whole": ("zero2", "zero3")}
+
+
+def own(name: str, model: Path) -> list[str]:
+    return [*settings_of(model), *SETTINGS[name], "stages.0.steps=4", "stages.1.steps=3"]
+
+
+@pytest.fixture(scope="module")
+def gradients_and_runs(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[str, Path]:
+    """What one launch of two processes prints, and the directory of the runs that it made."""
+    root = tmp_path_factory.mktemp("deepspeed")
+    runs = {f"{name}-two": [*own(name, tiny_model), f"parallel.kind={KINDS[name][0]}"] for name in SETTINGS}
+    return train_in_two(root, runs, "deepspeed_gradients.py"), root
+
+
+def train_in_two(root: Path, runs: dict[str, list[str]], script: str = "processes_runs.py") -> str:
+    words = [word for name, settings in runs.items() for word in ("--", str(root / name), *settings)]
+    return finish(launch(str(HERE / script), *words[1:]))
+
+
+def test_the_first_gradient_is_that_of_one_process(gradients_and_runs: tuple[str, Path]) -> None:
+    rows = [json.loads(line) for line in gradients_and_runs[0].splitlines()]
     assert len(rows) == 2 * 2 * 2 and all(row["processes"] == 2 for row in rows)
     assert {row["case"]: row["gradient"] for row in rows if row["gradient"] > 1e-6} == {}
     assert {row["case"]: row["metrics"] for row in rows if row["metrics"] > 1e-6} == {}
 
 
 def test_a_run_has_the_numbers_of_one_process_and_goes_on_with_another_kind_and_number(
-    tmp_path: Path, tiny_model: Path
+    gradients_and_runs: tuple[str, Path], tiny_model: Path
 ) -> None:
-    settings = {"adapter": [*settings_of(tiny_model), *LORA], "whole": settings_of(tiny_model)}
-    settings["adapter"] += ["stages.1.reference=stage_start"]
-    kinds = {"adapter": ("zero3", "zero2"), "whole": ("zero2", "zero3")}
-    for name, own in settings.items():
-        Trainer(load("arithmetic", own), tmp_path / f"{name}-alone").train()
+    root = gradients_and_runs[1]
+    for name in SETTINGS:
+        Trainer(load("arithmetic", own(name, tiny_model)), root / f"{name}-alone").train()
+        assert largest_difference(root / f"{name}-alone", root / f"{name}-two") < WITHIN
+        assert_equal_files(root / f"{name}-alone", root / f"{name}-two")
 
-    runs = [(tmp_path / f"{name}-two", [*own, f"parallel.kind={kinds[name][0]}"]) for name, own in settings.items()]
-    train_in_two(runs)
-    for name in settings:
-        assert largest_difference(tmp_path / f"{name}-alone", tmp_path / f"{name}-two") < WITHIN
-        assert_equal_files(tmp_path / f"{name}-alone", tmp_path / f"{name}-two")
-
-    # Two processes to the middle of Stage I, one to the middle of Stage II, and two of the other kind to the end.
-    again = []
-    for name, own in settings.items():
-        run = tmp_path / f"{name}-again"
-        go_back(tmp_path / f"{name}-two", run, "step-0-000002")
-        Trainer(load("arithmetic", own), run).train()
-        go_back(run, run, "step-1-000002")
-        again.append((run, [*own, f"parallel.kind={kinds[name][1]}"]))
-    train_in_two(again)
-    for name in settings:
-        assert largest_difference(tmp_path / f"{name}-alone", tmp_path / f"{name}-again") < WITHIN
+        # Two processes to the middle of Stage I, one to the middle of Stage II, and two of the other kind to the end.
+        again = root / f"{name}-again"
+        shutil.copytree(root / f"{name}-two", again)
+        go_back(again, "step-0-000002")
+        Trainer(load("arithmetic", own(name, tiny_model)), again).train()
+        go_back(again, "step-1-000002")
+    train_in_two(
+        root, {f"{name}-again": [*own(name, tiny_model), f"parallel.kind={KINDS[name][1]}"] for name in SETTINGS}
+    )
+    for name in SETTINGS:
+        assert largest_difference(root / f"{name}-alone", root / f"{name}-again") < WITHIN
 
 
-def train_in_two(runs: list[tuple[Path, list[str]]]) -> None:
-    words = [word for path, settings in runs for word in ("--", str(path), *settings)]
-    finish(launch(str(HERE / "processes_runs.py"), *words[1:]))
-
-
-def go_back(source: Path, target: Path, checkpoint: str) -> None:
-    """Makes `target` what `source` was when it had just written a checkpoint."""
-    if source != target:
-        shutil.copytree(source, target)
-    for path in (target / "checkpoints").glob("step-*"):
+def go_back(run: Path, checkpoint: str) -> None:
+    """Makes a run what it was when it had just written a checkpoint."""
+    for path in (run / "checkpoints").glob("step-*"):
         if path.name > checkpoint:
             shutil.rmtree(path)
 
