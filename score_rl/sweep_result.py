@@ -78,7 +78,7 @@ def edits(episodes: Sequence[Episode]) -> list[int]:
     counts = [0] * BINS
     for episode in episodes:
         if len(episode.attempts) > 1:
-            ratio = edit_ratio(episode.attempts[0].text, episode.attempts[1].text)
+            ratio = edit_ratio(*episode.texts[:2])
             counts[min(BINS - 1, int(ratio * BINS))] += 1
     return counts
 

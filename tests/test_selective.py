@@ -25,6 +25,7 @@ from score_rl.results import read_episodes, write_files
 from score_rl.rollout import Player
 from score_rl.schema import EvalSettings, SamplingSettings
 from score_rl.settings import load
+from score_rl.sweep_result import edits
 from score_rl.train import Trainer
 from score_rl.update import tabulate
 
@@ -226,3 +227,7 @@ def test_a_policy_trains_with_the_marker_and_the_run_can_be_looked_at(tiny_model
     steps = {row["step"]: row for _, row in read_jsonl(path / "metrics.jsonl")}
     assert {step: steps[step]["kept/t2"] for step in shares} == pytest.approx(shares)
     build([path], tmp_path / "report.html")
+
+
+def test_a_kept_attempt_has_no_edits_in_the_histogram_of_a_sweep() -> None:
+    assert edits([play("3", "KEEP"), play("3", "2")])[0] == 1
