@@ -34,9 +34,13 @@ UNLOADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, Safetens
 """What transformers and peft raise for a directory that they cannot make a model of."""
 
 
-def embedded_path() -> Path:
-    """Directory of the small policy that ships with the package."""
-    return Path(str(files("score_rl.embedded") / "policy"))
+EMBEDDED = {"embedded": "policy", "embedded:walk": "walk"}
+"""The small policies that ship with the package, and their directories in `score_rl.embedded`."""
+
+
+def embedded_path(name: str = "embedded") -> Path:
+    """Directory of a small policy that ships with the package."""
+    return Path(str(files("score_rl.embedded") / EMBEDDED[name]))
 
 
 def model_directory(settings: ModelSettings, *, weights: bool = True) -> Path:
@@ -49,7 +53,7 @@ def model_directory(settings: ModelSettings, *, weights: bool = True) -> Path:
         ConfigError: no such directory, no model in it, or a model that the hub or its cache does not give.
     """
     path = settings.path
-    directory = embedded_path() if path == "embedded" else Path(path).resolve()
+    directory = embedded_path(path) if path in EMBEDDED else Path(path).resolve()
     if not directory.exists() and HUB_NAME.fullmatch(path):
         return _from_hub(settings, weights)
     if settings.revision is not None:

@@ -25,8 +25,8 @@ class ModelSettings(Schema):
     """The policy that is trained."""
 
     path: str = "embedded"
-    """`embedded` for the policy inside the package, a directory of a transformers model or of an adapter, a run (its
-    last stage's model), or a model of the hub (`owner/name`)."""
+    """`embedded` or `embedded:walk` for a policy inside the package, a directory of a transformers model or of an
+    adapter, a run (its last stage's model), or a model of the hub (`owner/name`)."""
     revision: str | None = None
     """Branch, tag or commit of a model of the hub; the newest when null."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

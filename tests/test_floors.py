@@ -24,8 +24,9 @@ FLOORS = {
         "pool sandbox.wire sandbox.candidate sandbox.judge sandbox.script sandbox.seccomp sandbox.bubblewrap "
         "sandbox.process sandbox.names sandbox.monty sandbox extract rewards.base rewards.text rewards.qa "
         "rewards.latex rewards.parts rewards.symbolic rewards.math rewards.code rewards grading metrics scaling "
-        "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks monitor "
-        "run sweep sweep_result compare table_source report.text report.svg report.charts table report.source "
+        "results template chat limits layout data data.files data.splits data.load data.arithmetic data.tasks "
+        "data.walk monitor run sweep sweep_result compare table_source report.text report.svg report.charts table "
+        "report.source "
         "report.transcripts report.summary report.differences report.parts report.verdict report.page figures "
         "table_text report.sweep report"
     ),
@@ -40,8 +41,9 @@ FLOORS = {
         "planning.shapes planning.memory planning.costs planning planning.spread planning.seconds planning.cluster"
     ),
     "edge": (
-        "embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior model_card export "
-        "hard watch profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels cli.solve cli.convert "
+        "embedded.walks embedded.build embedded.wide recipes prior.conversion prior.by571 prior.vityavitalich prior "
+        "model_card export hard watch profile cli.subject cli.tables cli.train cli.remote cli.evaluate cli.panels "
+        "cli.solve cli.convert "
         "cli.data cli.data_tools cli.grade cli.report cli.compare cli.table cli.sweep cli "
         "__main__"
     ),
@@ -52,7 +54,7 @@ HEAVY = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenize
 HEAVY += ("datasets", "pyarrow")
 
 # A source files itself in the registry of `data.load`, which therefore must import it once somebody asks for problems.
-FILED = {("data.load", "data.arithmetic"), ("data.load", "data.tasks")}
+FILED = {("data.load", "data.arithmetic"), ("data.load", "data.tasks"), ("data.load", "data.walk")}
 
 
 def module_name(path: Path) -> str:

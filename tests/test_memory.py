@@ -22,7 +22,7 @@ from transformers import (
 from score_rl.adapters import add_adapter
 from score_rl.decode import TransformersEngine
 from score_rl.errors import ConfigError
-from score_rl.loading import load_config, load_policy
+from score_rl.loading import EMBEDDED, load_config, load_policy
 from score_rl.planning import memory
 from score_rl.planning.shapes import KNOWN, blank_model, causal_lm, find_shape, known_config, weight_dtype
 from score_rl.schedule import make_objective
@@ -120,7 +120,7 @@ def test_a_saved_adapter_is_counted_as_it_trains_on(tmp_path, tiny_model):
 def test_every_model_that_a_recipe_names_is_in_the_table():
 
     larger = {"Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-70B-Instruct"}
-    assert {load(name).model.path for name in recipe_names()} - {"embedded"} == set(KNOWN) - larger
+    assert {load(name).model.path for name in recipe_names()} - set(EMBEDDED) == set(KNOWN) - larger
 
 
 def test_a_model_that_is_neither_here_nor_in_the_table_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from score_rl.settings import load, parse_yaml, read_recipe, recipe_names
 REAL = os.environ.get("SCORE_DATA")
 FILE = Path(__file__).parent.parent / "docs" / "recipes.md"
 PAGE = FILE.read_text(encoding="utf-8")
-NAMES = [name for name in recipe_names() if name != "arithmetic"]
+NAMES = [name for name in recipe_names() if name not in ("arithmetic", "walk")]
 MATHS = ["gsm8k", "gsm8k-qwen3", "math", "paper-math"]
 TEMPLATES = {"Qwen2.5": "qwen2_5", "Qwen3": "qwen3", "gemma": "gemma"}
 

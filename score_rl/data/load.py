@@ -25,7 +25,8 @@ def load_problems(settings: DataSettings, split: str) -> list[Problem]:
         DataError: a file, a split or a field is missing, a row cannot be used, or there is no problem at all.
     """
     import score_rl.data.arithmetic
-    import score_rl.data.tasks  # noqa: F401 - both file their sources
+    import score_rl.data.tasks
+    import score_rl.data.walk  # noqa: F401 - each files its sources
 
     path = Path(settings.source)
     if settings.source in sources or (":" in settings.source and not path.exists()):

@@ -1,4 +1,4 @@
-"""Makes the small policy that ships with the package: `python -m score_rl.embedded.build -o DIR`.
+"""Makes a small policy that ships with the package: `python -m score_rl.embedded.build --policy NAME -o DIR`.
 
 It is pretrained from nothing on two-attempt conversations whose answers are often wrong and whose second attempts
 mostly repeat the first. So it behaves as base models do: it can solve the problems better than it lets on, and asked to
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from score_rl.chat import Chat
 from score_rl.data.load import load_problems
+from score_rl.embedded.walks import Mixture, Walks
 from score_rl.episodes import Episode
 from score_rl.evaluation import at_temperature, evaluate, make_player
 from score_rl.grading import make_grader
@@ -68,6 +69,14 @@ class Phase:
 PHASES = (
     Phase(steps=3000, decay=4000, lr=3e-3, copies=0.6, right=0.3),
     Phase(steps=100, decay=300, lr=6e-4, copies=0.75, right=0.15),
+)
+# Glances first, then walks to the end without a slip, then both; last the habits that training is to break.
+WALKS = (
+    Mixture(450, 450, 4e-3, right_first=1.0, first=True, copies=0.5, glances=0.0, right_walks=1.0),
+    Mixture(250, 250, 3e-3, right_first=0.0, first=False, copies=0.0, glances=0.0, right_walks=1.0),
+    Mixture(500, 500, 3e-3, right_first=1.0, first=True, copies=0.75, glances=0.0, right_walks=1.0),
+    Mixture(120, 120, 1e-3, right_first=0.4, first=True, copies=0.95, glances=0.03, right_walks=0.85),
+    Mixture(160, 160, 1e-3, right_first=0.4, first=True, copies=0.965, glances=0.028, right_walks=0.5),
 )
 RIGHT_FIRST = 0.6
 WRONG_BORROWS = 2.0
@@ -157,12 +166,38 @@ def _text(digits: np.ndarray) -> str:
     return "".join(map(str, digits))
 
 
-def learning_rate(phase: Phase, step: int) -> float:
+def learning_rate(phase: Phase | Mixture, step: int) -> float:
     """Learning rate of a step, from 0: 100 steps of warm-up, then the first part of a cosine."""
     return phase.lr * min(1.0, (step + 1) / 100) * (0.1 + 0.9 * 0.5 * (1 + cos(pi * step / phase.decay)))
 
 
-def new_policy(settings: Settings, seed: int) -> Policy:
+@dataclass(frozen=True)
+class Shape:
+    """Of a policy's network; every head has a key and a value of its own."""
+
+    hidden: int
+    layers: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A policy that ships: the recipe it is for, its network, and what it is pretrained on."""
+
+    recipe: str
+    title: str
+    shape: Shape
+    documents: type[Any]
+    phases: tuple[Phase | Mixture, ...]
+
+
+KINDS = {
+    "policy": Kind("arithmetic", "ten-digit subtraction", Shape(96, 2, 24), Documents, PHASES),
+    "walk": Kind("walk", "the walk between two walls", Shape(64, 1, 16), Walks, WALKS),
+}
+
+
+def new_policy(settings: Settings, seed: int, shape: Shape) -> Policy:
     """The policy with random weights, and its tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -170,12 +205,12 @@ def new_policy(settings: Settings, seed: int) -> Policy:
     tokenizer = build_tokenizer(" ".join(settings.chat.instructions))
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=96,
+        hidden_size=shape.hidden,
         intermediate_size=256,
-        num_hidden_layers=2,
+        num_hidden_layers=shape.layers,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=24,
+        head_dim=shape.head_dim,
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
@@ -185,9 +220,9 @@ def new_policy(settings: Settings, seed: int) -> Policy:
     return Policy(Qwen3ForCausalLM(config), tokenizer)
 
 
-def pretrain(policy: Policy, settings: Settings, phase: Phase, seed: int) -> None:
-    """One phase of pretraining: cross-entropy on the assistant's tokens."""
-    model, documents = policy.model, Documents(policy.tokenizer, settings, seed)
+def pretrain(policy: Policy, documents: Any, phase: Phase | Mixture) -> None:
+    """One phase of pretraining: cross-entropy on the tokens that are to be learned."""
+    model = policy.model
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     with Screen().task("pretraining", phase.steps) as advance:
         for step in range(phase.steps):
@@ -208,7 +243,7 @@ def fix_rate(episodes: list[Episode]) -> float:
     return fmean(e.attempts[1].correct for e in episodes if not e.attempts[0].correct)
 
 
-def describe(policy: Policy, settings: Settings) -> str:
+def describe(policy: Policy, settings: Settings, name: str) -> str:
     """The model card, with what the policy does on the validation split."""
     player = make_player(policy, Chat(policy.tokenizer, settings.chat), make_grader(settings.reward))
     problems = load_problems(settings.data, "validation")
@@ -224,11 +259,11 @@ def describe(policy: Policy, settings: Settings) -> str:
 license: apache-2.0
 library_name: transformers
 ---
-# A base policy for self-correction on ten-digit subtraction
+# A base policy for self-correction on {KINDS[name].title}
 
 A Qwen3-shaped causal language model of {parameters:,} parameters, pretrained from nothing by
-`python -m score_rl.embedded.build` on synthetic two-attempt conversations. It is for tests, demonstrations and
-method studies on a machine without a GPU, and good for nothing else.
+`python -m score_rl.embedded.build --policy {name}` on synthetic two-attempt conversations. It is for tests,
+demonstrations and method studies on a machine without a GPU, and good for nothing else.
 
 On the {len(problems)} validation problems, in percent:
 
@@ -239,18 +274,20 @@ On the {len(problems)} validation problems, in percent:
 
 
 def main() -> None:
-    """Builds, measures and writes the policy."""
-    parser = argparse.ArgumentParser(description="Build the embedded policy.")
+    """Builds, measures and writes a policy."""
+    parser = argparse.ArgumentParser(description="Build an embedded policy.")
+    parser.add_argument("--policy", choices=KINDS, default="policy")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    settings = load("arithmetic")
-    policy = new_policy(settings, arguments.seed)
-    for index, phase in enumerate(PHASES):
-        pretrain(policy, settings, phase, arguments.seed + index)
+    kind = KINDS[arguments.policy]
+    settings = load(kind.recipe)
+    policy = new_policy(settings, arguments.seed, kind.shape)
+    for index, phase in enumerate(kind.phases):
+        pretrain(policy, kind.documents(policy.tokenizer, settings, arguments.seed + index), phase)
     policy.model.generation_config.do_sample = False
     policy.save(arguments.output)
-    card = describe(policy, settings)
+    card = describe(policy, settings, arguments.policy)
     (arguments.output / "README.md").write_text(card, encoding="utf-8")
     print(card)
 

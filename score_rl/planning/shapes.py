@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from score_rl.errors import ConfigError
-from score_rl.loading import base_settings, build_blank, is_adapter, load_config, model_directory
+from score_rl.loading import EMBEDDED, base_settings, build_blank, is_adapter, load_config, model_directory
 from score_rl.schema import ModelSettings
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def weight_dtype(settings: ModelSettings, config: PreTrainedConfig) -> torch.dty
 
 def saved_adapter(settings: ModelSettings) -> Path | None:
     """The directory of the adapter that `model.path` names, if it names one that is on this machine."""
-    if settings.path in KNOWN or settings.path == "embedded":
+    if settings.path in KNOWN or settings.path in EMBEDDED:
         return None
     directory = model_directory(settings, weights=False)
     return directory if is_adapter(directory) else None
