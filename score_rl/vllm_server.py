@@ -22,8 +22,9 @@ from score_rl.schema import SamplingSettings
 from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, sampling_parameters
 from score_rl.waiting import wait_for
 
-AT_ONCE = 256
-"""Requests that are under way; vLLM batches them."""
+AT_ONCE, POOL = 256, 8
+"""Requests that are under way, which vLLM batches, and how many of them share a pool of connections: httpx looks through
+a whole pool for every request."""
 PAUSE, LONGEST = 0.5, 8.0
 """Seconds before a request is repeated, which double, and the most they get to."""
 TIMEOUTS = 2
@@ -94,6 +95,7 @@ class VllmServer(SyncedEngine):
         # Adapters of another run, or of this one before, are never taken for ours.
         self._directory = Path(settings.adapters).resolve() / f"score-{secrets.token_hex(4)}"
         atexit.register(shutil.rmtree, self._directory, ignore_errors=True)
+        self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than a request
         self._version = 0
         self._adapter: Path | None = None
         self._came_back = False
@@ -141,20 +143,29 @@ class VllmServer(SyncedEngine):
 
     def _ask(self, questions: Sequence[_Question]) -> list[Any]:
         async def ask() -> list[Any]:
-            slots = asyncio.Semaphore(AT_ONCE)
-            limits = httpx.Limits(max_connections=AT_ONCE)
-            timeout = httpx.Timeout(self.settings.timeout, connect=10.0)
-            async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout) as client:
-
-                async def one(question: _Question) -> Any:
-                    async with slots:
-                        return await self._answer(client, question)
-
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(question)) for question in questions]
-                return [task.result() for task in tasks]
+            pools = min(AT_ONCE // POOL, -(-len(questions) // POOL))
+            async with asyncio.TaskGroup() as group:
+                parts = [group.create_task(self._ask_some(questions[start::pools])) for start in range(pools)]
+            answers: list[Any] = [None] * len(questions)
+            for start, part in enumerate(parts):
+                answers[start::pools] = part.result()
+            return answers
 
         return wait_for(ask())
+
+    async def _ask_some(self, questions: Sequence[_Question]) -> list[Any]:
+        """The answers to questions that share a pool."""
+        slots, limits = asyncio.Semaphore(POOL), httpx.Limits(max_connections=POOL)
+        timeout = httpx.Timeout(self.settings.timeout, connect=10.0)
+        async with httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout, verify=self._tls) as client:
+
+            async def one(question: _Question) -> Any:
+                async with slots:
+                    return await self._answer(client, question)
+
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(question)) for question in questions]
+            return [task.result() for task in tasks]
 
     async def _answer(self, client: httpx.AsyncClient, question: _Question) -> Any:
         """The answer to one question, asked again where the server fails or answers by halves."""
