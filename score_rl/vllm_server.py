@@ -23,8 +23,8 @@ from score_rl.synced import PROBE, TOLERANCE, SyncedEngine, check_version, sampl
 from score_rl.waiting import wait_for
 
 AT_ONCE, POOL = 256, 8
-"""Requests that are under way, which vLLM batches, and how many of them share a pool of connections: httpx looks through
-a whole pool for every request."""
+"""Requests that are under way, which vLLM batches, and how many of them share a pool of connections; httpx looks
+through a whole pool for every request."""
 PAUSE, LONGEST = 0.5, 8.0
 """Seconds before a request is repeated, which double, and the most they get to."""
 TIMEOUTS = 2
