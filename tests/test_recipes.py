@@ -195,7 +195,7 @@ def test_the_page_has_the_figures_of_the_plans(plans):
 
 def test_the_page_names_every_recipe_with_its_model_and_data():
     rows = rows_of("What there is")
-    assert [row[0] for row in rows] == ["arithmetic", *NAMES]
+    assert [row[0] for row in rows] == ["arithmetic", "walk", *NAMES]
     for name, model, data, *_ in rows:
         settings = load(name)
         assert settings.model.path in model and settings.data.source in data

@@ -61,13 +61,18 @@ def tab(run: RunDirectory) -> Iterator[tuple[Any, str, list[str]]]:
 
 def marked(page: Any) -> bool:
     """Whether the report is still the one that `mark` has seen, and not a newer one."""
-    (report,) = [frame for frame in page.frames if "report.html" in frame.url]
-    return bool(report.evaluate("window.seen === true"))
+    return bool(shown(page).evaluate("window.seen === true"))
 
 
 def mark(page: Any) -> None:
-    (report,) = [frame for frame in page.frames if "report.html" in frame.url]
-    report.evaluate("window.seen = true")
+    shown(page).evaluate("window.seen = true")
+
+
+def shown(page: Any) -> Any:
+    """The report's frame, which may still be on its way."""
+    frame = page.locator("iframe").element_handle().content_frame()
+    frame.wait_for_url("**/report.html*")
+    return frame
 
 
 def test_the_page_follows_the_run_and_waits_while_somebody_reads(
