@@ -15,6 +15,7 @@ from score_rl.adapters import add_adapter, check_adapter, one_line
 from score_rl.data.files import HUB_NAME
 from score_rl.errors import ConfigError, MissingExtra
 from score_rl.policy import CHUNK, Policy
+from score_rl.results import fingerprint
 from score_rl.run import final_model
 from score_rl.schema import ModelSettings
 from score_rl.unsloth_loader import add_unsloth_adapter, check_cache, check_unsloth, load_base
@@ -384,3 +385,12 @@ def _unloadable(settings: ModelSettings, error: Exception) -> ConfigError:
     if "trust_remote_code" in str(error) and not settings.trust_remote_code:
         mend = "; read that code, then set model.trust_remote_code=true to run it"
     return ConfigError(f"model.path={settings.path}: cannot be loaded ({one_line(error)}){mend}")
+
+
+def weights_fingerprint(settings: ModelSettings) -> str:
+    """What tells a model's weights from others: the fingerprint of its directory, of an adapter's with its base's."""
+    directory = model_directory(settings)
+    found = fingerprint(directory)
+    if is_adapter(directory):
+        found += "-on-" + fingerprint(model_directory(base_settings(settings, directory)))
+    return found

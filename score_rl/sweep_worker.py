@@ -29,9 +29,9 @@ from score_rl.evaluation import evaluate, plan_of, write_evaluation
 from score_rl.grading import make_grader
 from score_rl.interrupts import Interrupted
 from score_rl.limits import check_room, keep_short
-from score_rl.loading import base_settings, context_length, is_adapter, load_policy, load_tokenizer, model_directory
+from score_rl.loading import context_length, load_policy, load_tokenizer, weights_fingerprint
 from score_rl.records import read_jsonl, write_text
-from score_rl.results import Partial, fingerprint, identity, partial_path
+from score_rl.results import Partial, identity, partial_path
 from score_rl.run import RunDirectory
 from score_rl.schema import Settings
 from score_rl.sweep import Run, SweepDirectory, attempts_a_step
@@ -130,7 +130,7 @@ def _evaluate_one(settings: Settings, player: Any, chat: Chat, output: Path, scr
     problems = keep_short(problems, chat, judged.split, screen.say)
     limits = [judged.max_new_tokens] * judged.attempts
     check_room(problems, chat, limits, context_length(settings.model), key="eval")
-    told = identity(settings, _weights(settings), problems)
+    told = identity(settings, weights_fingerprint(settings.model), problems)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Partial(partial_path(output), told, judged.samples)
     partial.open(len(problems), player.problems_at_once(plan_of(judged)))
@@ -140,14 +140,6 @@ def _evaluate_one(settings: Settings, player: Any, chat: Chat, output: Path, scr
         )
     write_evaluation(result, output)
     partial.remove()
-
-
-def _weights(settings: Settings) -> str:
-    directory = model_directory(settings.model)
-    weights = fingerprint(directory)
-    if is_adapter(directory):
-        weights += "-on-" + fingerprint(model_directory(base_settings(settings.model, directory)))
-    return weights
 
 
 def seconds_a_weight(run: Run, screen: Screen) -> float:

@@ -220,7 +220,9 @@ def _open_partial(
     from score_rl.rollout import Player
 
     def opened() -> Partial:
-        weights = _weights(settings) if remote is None else f"those of {remote.model} at {remote.url}"
+        from score_rl.loading import weights_fingerprint
+
+        weights = weights_fingerprint(settings.model) if remote is None else f"those of {remote.model} at {remote.url}"
         told = identity(settings, weights, problems, first_attempts)
         partial = Partial(partial_path(output), told, settings.eval.samples)
         at_once = (remote or Player).problems_at_once(plan_of(settings.eval)) * group.size
@@ -230,17 +232,6 @@ def _open_partial(
     partial = group.first(opened)
     partial.writes = group.is_first
     return partial
-
-
-def _weights(settings: Settings) -> str:
-    from score_rl.loading import base_settings, is_adapter, model_directory
-    from score_rl.results import fingerprint
-
-    directory = model_directory(settings.model)
-    weights = fingerprint(directory)
-    if is_adapter(directory):
-        weights += "-on-" + fingerprint(model_directory(base_settings(settings.model, directory)))
-    return weights
 
 
 def _fixed(
