@@ -220,9 +220,12 @@ def _open_partial(
     from score_rl.rollout import Player
 
     def opened() -> Partial:
-        from score_rl.loading import weights_fingerprint
+        if remote is None:
+            from score_rl.loading import weights_fingerprint  # and with it torch, which a server's client does without
 
-        weights = weights_fingerprint(settings.model) if remote is None else f"those of {remote.model} at {remote.url}"
+            weights = weights_fingerprint(settings.model)
+        else:
+            weights = f"those of {remote.model} at {remote.url}"
         told = identity(settings, weights, problems, first_attempts)
         partial = Partial(partial_path(output), told, settings.eval.samples)
         at_once = (remote or Player).problems_at_once(plan_of(settings.eval)) * group.size
