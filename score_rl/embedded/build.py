@@ -20,7 +20,7 @@ from torch import Tensor
 
 from score_rl.chat import Chat
 from score_rl.data.load import load_problems
-from score_rl.embedded.walks import Mixture, Walks
+from score_rl.embedded.walks import Mixture, Stream, Walks
 from score_rl.episodes import Episode
 from score_rl.evaluation import at_temperature, evaluate, make_player
 from score_rl.grading import make_grader
@@ -116,15 +116,8 @@ def subtract(a: np.ndarray, b: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     return out
 
 
-class Documents:
-    """An endless seeded stream of conversations that holds no problem of the held-out splits."""
-
-    def __init__(self, tokenizer: Any, settings: Settings, seed: int) -> None:
-        self.tokenizer = tokenizer
-        self.instruction = settings.chat.instruction
-        self.rng = np.random.default_rng(seed)
-        held_out = [*load_problems(settings.data, "validation"), *load_problems(settings.data, "test")]
-        self.held_out = {problem.question for problem in held_out}
+class Documents(Stream):
+    """Conversations about subtraction."""
 
     def batch(self, phase: Phase) -> tuple[Tensor, Tensor]:
         """Token ids [B, T] and which of them are an assistant's [B, T]."""

@@ -45,7 +45,7 @@ class Mixture:
     right_walks: float
 
 
-class Walks:
+class Stream:
     """An endless seeded stream of conversations that holds no problem of the held-out splits."""
 
     def __init__(self, tokenizer: Any, settings: Settings, seed: int) -> None:
@@ -54,7 +54,14 @@ class Walks:
         self.rng = np.random.default_rng(seed)
         held_out = [*load_problems(settings.data, "validation"), *load_problems(settings.data, "test")]
         self.held_out = {problem.question for problem in held_out}
-        self.moves = len(held_out[0].question) - 1
+
+
+class Walks(Stream):
+    """Conversations about walks."""
+
+    def __init__(self, tokenizer: Any, settings: Settings, seed: int) -> None:
+        super().__init__(tokenizer, settings, seed)
+        self.moves = len(next(iter(self.held_out))) - 1
 
     def batch(self, mixture: Mixture) -> tuple[Tensor, Tensor]:
         """Token ids [B, T], padded on the right, and which of them are to be learned [B, T]."""
