@@ -25,6 +25,9 @@ from score_rl.settings import load
 from score_rl.shards import whole
 from score_rl.update import accumulate_within_memory
 
+Found = tuple[dict[str, Tensor], dict[str, float]]
+"""A gradient by name, and the metrics of its step."""
+
 
 class Case(NamedTuple):
     """In Stage I with stored first attempts some rows have no token that is held to the reference."""
@@ -89,6 +92,21 @@ def out_of_memory_in_the_second(group: Group) -> None:
         print(json.dumps({"enough": found, "gradient": largest_gap(gradients(alone), gradients(policy))}), flush=True)
 
 
+def tell(name: str, group: Group, ours: Found, theirs: Found) -> None:
+    """Prints the line of a case."""
+    (our_gradient, our_metrics), (their_gradient, their_metrics) = ours, theirs
+    assert our_metrics.keys() == their_metrics.keys()
+    gap = max(abs(our_metrics[k] - their_metrics[k]) / (1 + abs(their_metrics[k])) for k in our_metrics)
+    row = {
+        "case": name,
+        "processes": group.size,
+        "gradient": largest_gap(their_gradient, our_gradient),
+        "metrics": gap,
+    }
+    if group.is_first:
+        print(json.dumps(row), flush=True)
+
+
 def main() -> None:
     group = start()
     out_of_memory_in_the_second(group)
@@ -99,18 +117,9 @@ def main() -> None:
             parallel = make_parallel(settings, policy, group)
             for case in CASES:
                 # A token at a time makes as many passes as there are rows, which two processes share unevenly.
-                ours, our_metrics = gradient(policy, case, parallel, max_tokens=1)
-                theirs, their_metrics = gradient(alone, case, None, max_tokens=99)
-                assert our_metrics.keys() == their_metrics.keys()
-                gap = max(abs(our_metrics[k] - their_metrics[k]) / (1 + abs(their_metrics[k])) for k in our_metrics)
-                row = {
-                    "case": f"{kind}, {'LoRA' if lora else 'whole'}, {case.name}",
-                    "processes": group.size,
-                    "gradient": largest_gap(theirs, ours),
-                    "metrics": gap,
-                }
-                if group.is_first:
-                    print(json.dumps(row), flush=True)
+                ours = gradient(policy, case, parallel, max_tokens=1)
+                theirs = gradient(alone, case, None, max_tokens=99)
+                tell(f"{kind}, {'LoRA' if lora else 'whole'}, {case.name}", group, ours, theirs)
     leave()
 
 
