@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from score_rl.report.charts import Axes, Point, Series, histogram, line_chart, whole_percent
+from score_rl.report.charts import Axes, Point, Series, histogram, intervals, line_chart, whole_percent
 from score_rl.report.page import text_of
 from score_rl.report.svg import WIDTH, Chart, Ticks, element, text
 from score_rl.report.text import percent
-from score_rl.table import evaluation, measured
+from score_rl.table import after_fixed, evaluation, measured
 from score_rl.table_source import Metrics, Row, Sweep
 
 GAP, MARGIN, COLUMNS = 40, 24, 2
@@ -156,16 +156,31 @@ def _answers(sweep: Sweep) -> Figure:
 def _fixed(sweep: Sweep) -> Figure:
     rows = []
     for row in sweep.rows.values():
-        stored = _curve(row, "offline/delta/i_c", "after a fixed first attempt", "t1")
+        stored = _curve(row, "offline/delta/i_c", "of a fixed first attempt", "t1")
         if stored.points:
-            rows.append((row, [stored, _curve(row, "delta/i_c", "after the model's own", "t2")]))
+            rows.append((row, [stored, _curve(row, "delta/i_c", "of the model's own", "t2")]))
     return Figure(
         "fixed",
         "Corrections of fixed and of own first attempts",
-        f"Episodes that go from wrong to right, in training (paper, figure 4). {BANDS}",
-        "a row with stages.N.offline_fraction above 0",
-        _panels(rows, ("step", "wrong, then right")),
+        "Second attempts after first ones of the base model, and after the model's own (paper, figure 4): at the end, "
+        "of wrong first attempts the share put right, with 95% intervals; in training, episodes from wrong to right. "
+        f"{BANDS}",
+        "an evaluation that goes on from the base model's first attempts, e.g. evaluations.fixed={first_attempts: "
+        "base}, or a row with stages.N.offline_fraction above 0",
+        _corrections(sweep) + _panels(rows, ("step", "wrong, then right")),
     )
+
+
+def _corrections(sweep: Sweep) -> list[Chart]:
+    """A panel for the rows with an evaluation that goes on from the base model's first attempts."""
+    rows = []
+    for row in sweep.rows.values():
+        seeds = [m for result in row.results.values() if (m := after_fixed(row, result)) is not None]
+        marks = measured(seeds, "rate/fix"), measured([result.final for result in row.results.values()], "rate/fix")
+        if marks[0]:
+            rows.append((row.title, f"{len(seeds)} seed{'s' * (len(seeds) > 1)}", [("t1", marks[0]), ("t2", marks[1])]))
+    legend = [("t1", "of a fixed first attempt"), ("t2", "of the model's own")]
+    return [intervals("Wrong first attempts put right", "After training.", rows, legend)] if rows else []
 
 
 SPENT = {

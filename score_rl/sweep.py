@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ from score_rl.records import write_text
 from score_rl.run import FREE, check_writable, stage_plan
 from score_rl.schema import EvalSettings, Settings, StageSettings
 from score_rl.settings import differences, explain, override, parse, parse_yaml, read_recipe
-from score_rl.sweep_schema import SweepSettings
+from score_rl.sweep_schema import Judged, SweepSettings
 
 EVALUATION_WEIGHT = 0.25
 """What an attempt of an evaluation costs beside one that is trained on as well; about that on the embedded task."""
@@ -42,7 +42,7 @@ class Run:
     row: str
     seed: int
     settings: Settings
-    evaluations: dict[str, EvalSettings]
+    evaluations: dict[str, Judged]
     train: bool
 
     @property
@@ -74,14 +74,17 @@ class Run:
     def weight(self) -> float:
         """What the run costs, in attempts that are sampled and trained on."""
         own = self.settings.eval
-        evaluated = sum(
-            e.problems * e.samples * e.attempts for e in [own] * len(self.labels) + [*self.evaluations.values()]
-        )
+        evaluated = len(self.labels) * own.problems * own.samples * own.attempts
         if self.train:
             every, number = self.settings.train.validate_every, self.settings.train.validation_problems
             checks = 1 + sum(-(-stage.steps // every) for stage in self.stages)
             evaluated += checks * number * own.attempts
-        return self.attempts + EVALUATION_WEIGHT * evaluated
+        return self.attempts + EVALUATION_WEIGHT * evaluated + self.extra_weight(self.evaluations)
+
+    def extra_weight(self, names: Iterable[str]) -> float:
+        """What the evaluations of these names cost, likewise."""
+        chosen = [self.evaluations[name] for name in names]
+        return EVALUATION_WEIGHT * sum(e.problems * e.samples * e.attempts for e in chosen)
 
 
 def attempts_a_step(stage: StageSettings) -> int:
@@ -172,10 +175,25 @@ def _row(sweep: SweepSettings, name: str, source: str) -> list[Run]:
             evaluations[label] = extra.applied(settings.eval)
         except ValidationError as error:
             raise ConfigError(explain(f"{source}: evaluations.{label}", error, EvalSettings)) from error
+        if extra.first_attempts is not None:
+            _check_fixed(evaluations[label], settings.eval, f"{source}: evaluations.{label}")
     return [
         Run(name, seed, settings.model_copy(update={"seed": seed}), evaluations, row.train)
         for seed in sweep.seeds_of(name)
     ]
+
+
+def _check_fixed(judged: Judged, own: EvalSettings, source: str) -> None:
+    """Refuses first attempts that the run's own evaluation does not have."""
+    if judged.attempts < 2:
+        raise ConfigError(f"{source}: first_attempts with attempts=1 corrects nothing; set attempts to 2 or more")
+    for key in ("problems", "samples"):
+        asked, there = getattr(judged, key), getattr(own, key)
+        if asked > there:
+            raise ConfigError(
+                f"{source}: first_attempts are those of the run's own evaluation, which has eval.{key}={there} and "
+                f"not {asked}; lower the one or raise the other"
+            )
 
 
 def shortened(sweep: Sweep) -> Sweep:
@@ -215,7 +233,7 @@ class SweepDirectory:
         return self.path / "runs" / name
 
     def result(self, name: str) -> Path:
-        """What tables need of a run; a run that has it is done."""
+        """What tables need of a run."""
         return self.path / "results" / f"{name}.json"
 
     def failure(self, name: str) -> Path:
@@ -227,12 +245,25 @@ class SweepDirectory:
         return self.path / "logs" / f"{name}.txt"
 
     def results(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-        """Results by run, of those of `runs` that are done."""
-        found = {run.name: self.result(run.name) for run in runs}
-        return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in found.items() if file.is_file()}
+        """Results by run, of those of `runs` that are done: trained, and evaluated in every way that is asked for."""
+        return {name: result for name, (result, lacks) in self.trained(runs).items() if not lacks}
+
+    def read_result(self, name: str) -> dict[str, Any] | None:
+        """A run's result, also one that an evaluation has been added to since; None if there is none."""
+        file = self.result(name)
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def trained(self, runs: Sequence[Run]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+        """Results by run, of those that need no training any more, with the evaluations that each still lacks."""
+        found = {}
+        for run in runs:
+            result, last = self.read_result(run.name), self.run(run.name) / "eval" / f"{run.labels[-1]}.json"
+            if result is not None and (last.is_file() or not missing(run, result)):
+                found[run.name] = (result, missing(run, result))
+        return found
 
     def check(self, sweep: Sweep) -> None:
-        """Refuses a directory that this sweep must not go on in; rows and seeds may have been added.
+        """Refuses a directory that this sweep must not go on in; rows, seeds and evaluations may have been added.
 
         Raises:
             ConfigError: it holds a sweep with other settings, or something else.
@@ -287,7 +318,7 @@ class SweepDirectory:
         for name in names:
             row, _, seed = name.rpartition("/seed-")
             settings = parse(rows[row]["settings"] | {"seed": int(seed)}, f"{self._rows}: {row}")
-            evaluations = {k: EvalSettings.model_validate(v) for k, v in rows[row]["evaluations"].items()}
+            evaluations = {k: Judged.model_validate(v) for k, v in rows[row]["evaluations"].items()}
             runs.append(Run(row, int(seed), settings, evaluations, rows[row]["train"]))
         return runs
 
@@ -307,6 +338,11 @@ class SweepDirectory:
             yield
 
 
+def missing(run: Run, result: dict[str, Any]) -> list[str]:
+    """Evaluations that a run's result lacks."""
+    return [name for name in run.evaluations if name not in result["evaluations"]]
+
+
 def _contents(sweep: Sweep) -> dict[str, Any]:
     """What the results follow from."""
     rows: dict[str, Any] = {}
@@ -317,11 +353,16 @@ def _contents(sweep: Sweep) -> dict[str, Any]:
                 "train": run.train,
                 "seeds": [],
                 "settings": run.settings.model_dump(mode="json", exclude={"seed"}),
-                "evaluations": {name: e.model_dump(mode="json") for name, e in run.evaluations.items()},
+                "evaluations": {name: _content(judged) for name, judged in run.evaluations.items()},
             },
         )
         row["seeds"].append(run.seed)
     return {"threads": sweep.settings.threads, "rows": rows}
+
+
+def _content(judged: Judged) -> dict[str, Any]:
+    own = set() if judged.first_attempts else {"first_attempts"}
+    return judged.model_dump(mode="json", exclude=own)
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -338,7 +379,6 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         )
         found = differences(before["settings"], after["settings"])
         changed += [f"rows.{name}.{key}" for key in found if not key.startswith(FREE)]
-        changed += [
-            f"rows.{name}.evaluations.{key}" for key in differences(before["evaluations"], after["evaluations"])
-        ]
+        kept = {key: after["evaluations"].get(key) for key in before["evaluations"]}
+        changed += [f"rows.{name}.evaluations.{key}" for key in differences(before["evaluations"], kept)]
     return changed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, StringConstraints, model_validator
@@ -22,6 +22,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver(*SCIENTIFIC)
 
 
+class Judged(EvalSettings):
+    """An evaluation that a sweep makes of a run's last model."""
+
+    first_attempts: Literal["base"] | None = None
+    """`base`: attempt 1 is the one that the model gave before training, in the run's own evaluation."""
+
+
 class ExtraEvaluation(Schema):
     """An evaluation beside the run's own, in the words of `score eval`; what is null is as in the run's `eval`."""
 
@@ -30,8 +37,10 @@ class ExtraEvaluation(Schema):
     temperature: NonNegative | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     problems: Positive | None = None
+    first_attempts: Literal["base"] | None = None
+    """`base`: go on from what the model said at attempt 1 before training."""
 
-    def applied(self, settings: EvalSettings) -> EvalSettings:
+    def applied(self, settings: EvalSettings) -> Judged:
         """The run's evaluation with these changes.
 
         Raises:
@@ -41,7 +50,7 @@ class ExtraEvaluation(Schema):
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         for name in {"temperature", "top_p"} & given.keys():
             content["sampling"][name] = given.pop(name)
-        return EvalSettings.model_validate(content | given)
+        return Judged.model_validate(content | given)
 
 
 class RowSettings(Schema):

@@ -25,17 +25,18 @@ from score_rl.chat import Chat
 from score_rl.data.load import load_problems
 from score_rl.engines import check_engine, engine_player
 from score_rl.errors import ScoreError
-from score_rl.evaluation import evaluate, plan_of, write_evaluation
-from score_rl.grading import make_grader
+from score_rl.evaluation import evaluate, fixed_attempts, plan_of, write_evaluation
+from score_rl.grading import Grader, make_grader
 from score_rl.interrupts import Interrupted
 from score_rl.limits import check_room, keep_short
 from score_rl.loading import context_length, load_policy, load_tokenizer, weights_fingerprint
 from score_rl.records import read_jsonl, write_text
-from score_rl.results import Partial, identity, partial_path
+from score_rl.results import Partial, episodes_path, identity, partial_path
 from score_rl.run import RunDirectory
 from score_rl.schema import Settings
 from score_rl.sweep import Run, SweepDirectory, attempts_a_step
 from score_rl.sweep_result import make_result
+from score_rl.sweep_schema import Judged
 from score_rl.tracking import Screen
 from score_rl.train import Trainer
 
@@ -70,7 +71,9 @@ def make_run(run: Run, directory: SweepDirectory, threads: int, screen: Screen) 
         Interrupted: after SIGTERM, once the step is finished and saved.
     """
     path = directory.run(run.name)
-    begun, before = time.monotonic(), _step_seconds(path)
+    # An evaluation that is added later makes a run no other; it stays of the machine that it was trained on.
+    old, _ = directory.trained([run]).get(run.name, (None, None))
+    begun, before = time.monotonic(), _step_seconds(path) if old is None else old["seconds"]
     if run.train:
         Trainer(run.settings, path, screen=screen).train()
     else:
@@ -79,7 +82,10 @@ def make_run(run: Run, directory: SweepDirectory, threads: int, screen: Screen) 
         own.begin(run.settings, fresh=False)
     _evaluate(run, path, screen)
     seconds = time.monotonic() - begun + before
-    write_text(directory.result(run.name), json.dumps(make_result(run, path, seconds, threads)) + "\n")
+    result = make_result(run, path, seconds, threads)
+    if old is not None:
+        result["environment"] = old["environment"]
+    write_text(directory.result(run.name), json.dumps(result) + "\n")
     directory.failure(run.name).unlink(missing_ok=True)
 
 
@@ -115,7 +121,10 @@ def _evaluate(run: Run, path: Path, screen: Screen) -> None:
     player = engine_player(settings, policy, chat, grader)
     try:
         for name, judged in wanted.items():
-            _evaluate_one(settings.model_copy(update={"eval": judged}), player, chat, _file(path, name), screen)
+            from_base = isinstance(judged, Judged) and judged.first_attempts is not None
+            fixed = episodes_path(_file(path, "base")) if from_base else None
+            changed = settings.model_copy(update={"eval": judged})
+            _evaluate_one(changed, player, chat, grader, fixed, _file(path, name), screen)
     finally:
         grader.close()
 
@@ -124,20 +133,31 @@ def _file(path: Path, name: str) -> Path:
     return RunDirectory(path).eval / f"{name}.json"
 
 
-def _evaluate_one(settings: Settings, player: Any, chat: Chat, output: Path, screen: Screen) -> None:
+def _evaluate_one(
+    settings: Settings, player: Any, chat: Chat, grader: Grader, fixed: Path | None, output: Path, screen: Screen
+) -> None:
     judged = settings.eval
     problems = load_problems(settings.data, judged.split)[: judged.problems]
     problems = keep_short(problems, chat, judged.split, screen.say)
     limits = [judged.max_new_tokens] * judged.attempts
     check_room(problems, chat, limits, context_length(settings.model), key="eval")
-    told = identity(settings, weights_fingerprint(settings.model), problems)
+    told = identity(settings, weights_fingerprint(settings.model), problems, fixed)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Partial(partial_path(output), told, judged.samples)
     partial.open(len(problems), player.problems_at_once(plan_of(judged)))
+    starts = None if fixed is None else fixed_attempts(fixed, problems, judged.samples, grader, chat)
     with screen.task(f"{output.stem} evaluation", len(problems), partial.problems) as advance:
         result = evaluate(
-            player, problems, judged, seed=settings.seed, progress=lambda n: advance(n, ""), partial=partial
+            player,
+            problems,
+            judged,
+            seed=settings.seed,
+            progress=lambda n: advance(n, ""),
+            first_attempts=starts,
+            partial=partial,
         )
+    if fixed is not None:
+        result.metrics["first_attempts"] = fixed.stem
     write_evaluation(result, output)
     partial.remove()
 

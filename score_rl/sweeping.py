@@ -43,13 +43,20 @@ class Estimate(NamedTuple):
     source: str
 
 
-def estimate(runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]], timed: float | None = None) -> Estimate:
+def estimate(
+    runs: Sequence[Run],
+    results: Mapping[str, Mapping[str, Any]],
+    timed: float | None = None,
+    lacking: Mapping[str, Sequence[str]] | None = None,
+) -> Estimate:
     """Seconds of each run that is left: the mean of its row's results, or else in proportion to `Run.weight`.
 
     Args:
-        results: of the runs that are done, by name.
+        results: of the runs that need no training any more, by name.
         timed: seconds for each unit of weight, for as long as no run that trains is done.
+        lacking: evaluations that some of those still need, by the run's name.
     """
+    lacking = lacking or {}
     by_row: dict[str, list[float]] = {}
     for run in runs:
         if run.name in results:
@@ -60,10 +67,11 @@ def estimate(runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]], time
     if trained:
         rate = sum(results[run.name]["seconds"] for run in trained) / sum(run.weight for run in trained)
         source = "the runs that are done"
-    left = [run for run in runs if run.name not in results]
     if rate is None:
         return Estimate({}, source)
-    return Estimate({run.name: means.get(run.row, rate * run.weight) for run in left}, source)
+    left = {run.name: means.get(run.row, rate * run.weight) for run in runs if run.name not in results}
+    left |= {run.name: rate * run.extra_weight(lacking[run.name]) for run in runs if run.name in lacking}
+    return Estimate(left, source)
 
 
 def threads_of(sweep: Sweep, jobs: int) -> int:
@@ -217,14 +225,20 @@ class _Making:
     def __init__(self, sweep: Sweep, directory: SweepDirectory, jobs: int, timed: float | None, console: Console):
         self.sweep, self.directory, self.jobs, self.timed = sweep, directory, jobs, timed
         self.threads = threads_of(sweep, jobs)
-        self.results = directory.results(sweep.runs)
-        self.board = Board(console, len(sweep.runs), len(self.results))
+        trained = directory.trained(sweep.runs)
+        self.results = {name: result for name, (result, _) in trained.items()}
+        self.lacking = {name: lacks for name, (_, lacks) in trained.items() if lacks}
+        self.board = Board(console, len(sweep.runs), self._done)
         self.workers: list[Worker] = []
         self.failed: list[str] = []
         self.signal: int | None = None
 
+    @property
+    def _done(self) -> int:
+        return len(self.results) - len(self.lacking)
+
     def make(self, batch: int) -> Outcome:
-        left = [run.name for run in self.sweep.runs if run.name not in self.results]
+        left = [run.name for run in self.sweep.runs if run.name not in self.results or run.name in self.lacking]
         for name in left:
             self.directory.failure(name).unlink(missing_ok=True)
         waiting = deque(left[start : start + batch] for start in range(0, len(left), batch))
@@ -257,6 +271,7 @@ class _Making:
             worker.names.remove(name)
             (run,) = (run for run in self.sweep.runs if run.name == name)
             self.results |= self.directory.results([run])
+            self.lacking.pop(name, None)
             self._tell(name, f"{name}: {self.results[name]['seconds']:.0f} s")
         elif "failed" in line:
             worker.names.remove(name)
@@ -281,11 +296,11 @@ class _Making:
         self._tell(name, f"{name}: failed: {why} ({self.directory.failure(name)})")
 
     def _tell(self, name: str, text: str) -> None:
-        self.board.end(name, text, len(self.results) + len(self.failed), self._left())
+        self.board.end(name, text, self._done + len(self.failed), self._left())
 
     def _left(self) -> str:
         """How long the others take, in words."""
-        seconds = estimate(self.sweep.runs, self.results, self.timed).seconds
+        seconds = estimate(self.sweep.runs, self.results, self.timed, self.lacking).seconds
         seconds = {key: value for key, value in seconds.items() if key not in self.failed}
         alone = [worker for worker in self.workers if len(worker.names) == 1]
         spent = sum(min(time.monotonic() - w.begun, seconds.get(w.names[0], 0.0)) for w in alone)

@@ -20,6 +20,9 @@ LEVEL = 0.05
 COMPARED = ("acc/t2", "delta/t1_t2")
 """What a row is tested for against the reference."""
 
+FIXED = ("rate/fix", "rate/break", "acc/t2")
+"""What is told of corrections of the base model's first attempts."""
+
 Pick = Callable[[bool, bool], int]
 COUNTED: dict[str, Pick] = {
     "acc/t1": lambda t1, t2: t1,
@@ -74,6 +77,8 @@ class Line(NamedTuple):
         pairs: how many pairs of runs the differences are from; 0 where there is none.
         differences: by metric; empty for the reference itself.
         budget: ways to spend two sampled attempts, by metric of that evaluation; empty where it was not made.
+        fixed: corrections of the base model's first attempts, by metric; empty where that evaluation was not made.
+        own: the same of the row's own first attempts.
     """
 
     row: Row
@@ -82,6 +87,8 @@ class Line(NamedTuple):
     pairs: int
     differences: dict[str, Difference]
     budget: dict[str, Interval]
+    fixed: dict[str, Interval]
+    own: dict[str, Interval]
 
 
 class Table(NamedTuple):
@@ -120,6 +127,11 @@ class Table(NamedTuple):
             found.append(
                 f"Two sampled attempts ({self.sampled}) are two first attempts, of which an oracle chooses the right "
                 "one or a majority votes (a tie is decided by lot), or one corrected attempt."
+            )
+        if any(line.fixed for line in self.lines):
+            found.append(
+                "The base model's first attempts are the same for every row: what is made of them compares correctors "
+                "on the same mistakes. The fix rate is of wrong first attempts, the break rate of right ones."
             )
         missing = [f"{line.row.title} ({line.status})" for line in self.lines if not line.row.finished]
         if missing:
@@ -207,14 +219,16 @@ def _check_problems(results: Sequence[Result]) -> None:
 def _line(row: Row, reference: Row | None) -> Line:
     results = list(row.results.values())
     if not results:
-        return Line(row, row.status, {}, 0, {}, {})
+        return Line(row, row.status, {}, 0, {}, {}, {}, {})
     sides = [result.outcomes for result in results]
     values = {key: estimate(sides, pick, difference=key == "delta/t1_t2") for key, pick in COUNTED.items()}
     values |= _measured([result.final for result in results], ["unchanged/t2"])
     sampled = [found for result in results if (found := evaluation(row, result, BUDGET[0])) is not None]
     pairs = [] if reference is None or row is reference else pair(row, reference)
     found = _differences(pairs, row, reference) if reference is not None and pairs else {}
-    return Line(row, row.status, values, len(pairs), found, _measured(sampled, BUDGET))
+    fixed = _measured([metrics for result in results if (metrics := after_fixed(row, result)) is not None], FIXED)
+    own = _measured([result.final for result in results], FIXED) if fixed else {}
+    return Line(row, row.status, values, len(pairs), found, _measured(sampled, BUDGET), fixed, own)
 
 
 def estimate(sides: Sequence[Outcomes], pick: Pick, *, difference: bool = False) -> Interval:
@@ -276,9 +290,21 @@ def _measured(seeds: Sequence[Metrics], keys: Sequence[str]) -> dict[str, Interv
 
 
 def evaluation(row: Row, result: Result, key: str) -> Metrics | None:
-    """The evaluation of a run's last model that has a metric: one of those the sweep adds, or the final one."""
-    added = [result.evaluations[name] for name in row.extra if name in result.evaluations]
+    """The evaluation of a run's last model that has a metric: one of those the sweep adds, or the final one.
+
+    Those that go on from another model's first attempts are left out.
+    """
+    added = [metrics for metrics in _added(row, result) if "first_attempts" not in metrics]
     return next((metrics for metrics in [*added, result.final] if key in metrics), None)
+
+
+def after_fixed(row: Row, result: Result) -> Metrics | None:
+    """The evaluation of a run's last model that goes on from the base model's first attempts."""
+    return next((metrics for metrics in _added(row, result) if "first_attempts" in metrics), None)
+
+
+def _added(row: Row, result: Result) -> list[Metrics]:
+    return [result.evaluations[name] for name in row.extra if name in result.evaluations]
 
 
 def pair(row: Row, reference: Row) -> list[tuple[Result, Result]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from score_rl.compare import p_text
 from score_rl.report.text import percent, visible
 from score_rl.stats import Interval
-from score_rl.table import BUDGET, COMPARED, Difference, Line, Table
+from score_rl.table import BUDGET, COMPARED, FIXED, Difference, Line, Table
 
 SHOWN = {
     "acc/t1": "acc@t1",
@@ -22,6 +22,7 @@ SHOWN = {
     "unchanged/t2": "unchanged",
 }
 SPENT = dict(zip(BUDGET, ("best of 2 (oracle)", "majority of 2", "acc@t2, sampled"), strict=True))
+CORRECTIONS = dict(zip(FIXED, ("fix rate", "break rate", "acc@t2"), strict=True))
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
 _LATEX = {
@@ -53,7 +54,7 @@ class Grid(NamedTuple):
 
 
 def grids(table: Table) -> list[Grid]:
-    """What is shown of a table: its values, the differences where there are any, and equal budgets likewise."""
+    """What is shown of a table: its values, and where there are any its differences, equal budgets and corrections."""
     found = [Grid(table.title, ["", "seeds", *SHOWN.values()], [_values(line) for line in table.lines])]
     compared = [line for line in table.lines if line.row is not table.reference]
     if table.reference is not None and table.tests:
@@ -67,6 +68,14 @@ def grids(table: Table) -> list[Grid]:
     if spent:
         rows = [(line.row.title, [_cell(line.budget.get(key)) for key in BUDGET]) for line in spent]
         found.append(Grid(f"{table.title}: two sampled attempts a problem", ["", *SPENT.values()], rows))
+    corrected = [line for line in table.lines if line.fixed]
+    if corrected:
+        heads = ["", *(f"{name}, {whose}" for name in CORRECTIONS.values() for whose in ("own t1", "base's t1"))]
+        rows = [
+            (line.row.title, [_cell(side.get(key)) for key in FIXED for side in (line.own, line.fixed)])
+            for line in corrected
+        ]
+        found.append(Grid(f"{table.title}: corrections of own and of the base model's first attempts", heads, rows))
     return found
 
 
@@ -197,6 +206,8 @@ def records(table: Table) -> list[dict[str, Any]]:
             row |= {f"difference/{key}.{name}": value for name, value in zip(names, said, strict=True)}
         for key in BUDGET:
             row |= _flat(f"sampled/{key}", line.budget.get(key))
+        for key in FIXED:
+            row |= _flat(f"own/{key}", line.own.get(key)) | _flat(f"fixed/{key}", line.fixed.get(key))
         found.append(row)
     return found
 

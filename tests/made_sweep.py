@@ -23,6 +23,9 @@ def write_result(sweep: Path, row: str, seed: int, outcome: Outcome, **more: Any
     final: dict[str, Any] = {"problems": len(t1), "samples": 1, "identical/t2": 0.25}
     same = sum(a == b for a, b in zip(t1, t2, strict=True))
     put(final, "unchanged/t2", wilson(same, len(t1)))
+    fixed = sum(a == "0" and b == "1" for a, b in zip(t1, t2, strict=True))
+    if "0" in t1:
+        put(final, "rate/fix", wilson(fixed, t1.count("0")))
     result = {
         "row": row,
         "seed": seed,

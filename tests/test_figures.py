@@ -23,8 +23,10 @@ def figure_of(sweep: Path, name: str) -> Figure:
 def made(tmp_path: Path) -> Path:
     """Two rows with all that figures can show, of which the second has two seeds."""
     rows = {"score": {"title": "SCoRe"}, "plain": {"title": "Multi-turn RL", "seeds": [0, 1]}, "todo": {}}
-    sweep = write_sweep(tmp_path, rows, evaluations={"warm": {"samples": 4}, "long": {"attempts": 3}})
-    warm, long = {}, {}
+    extra = {"warm": {"samples": 4}, "long": {"attempts": 3}, "fixed": {"first_attempts": "base"}}
+    sweep = write_sweep(tmp_path, rows, evaluations=extra)
+    warm, long, fixed = {}, {}, {"first_attempts": "base"}
+    put(fixed, "rate/fix", wilson(30, 100))
     for key, right in (("parallel@1", 50), ("parallel@2", 52), ("parallel@4", 60), ("sequential@2", 70)):
         put(warm, f"scaling/{key}", wilson(right, 100))
     put(warm, "scaling/sequential@4", wilson(80, 100))
@@ -35,7 +37,7 @@ def made(tmp_path: Path) -> Path:
         curves |= {"unchanged/t2": [[1, 0.75], [2, 0.5 + more]], "delta/i_c": [[2, 0.25]]}
         if row == "score":
             curves["offline/delta/i_c"] = [[2, 0.5]]
-        evaluations = {"warm": warm, "long": long}
+        evaluations = {"warm": warm, "long": long} | ({"fixed": fixed} if row == "score" else {})
         write_result(sweep, row, seed, bits(5, 5, 5, 5), curves=curves, evaluations=evaluations)
     return sweep
 
@@ -64,8 +66,10 @@ def test_changed_answers_stand_before_the_references(tmp_path: Path) -> None:
 
 
 def test_corrections_of_fixed_attempts_are_drawn_where_there_are_any(tmp_path: Path) -> None:
-    [chart] = figure_of(made(tmp_path), "fixed").charts
-    assert chart.rows == [["2", "50%", "25%"]]
+    after, over_training = figure_of(made(tmp_path), "fixed").charts
+    # of 10 wrong first attempts of its own 5 were put right
+    assert after.rows == [["SCoRe", "1 seed", "30.0% [21.9, 39.6]", "50.0% [23.7, 76.3]"]]
+    assert over_training.rows == [["2", "50%", "25%"]]
 
 
 def test_votes_and_long_chains_come_from_the_evaluations_that_have_them(tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def test_the_copy_of_a_sweep_reads_as_the_sweep(tmp_path):
         ({"rows": {"a": {"evaluations": {"sampled": {}}}}}, "rows.a.evaluations: sampled is one of the sweep's"),
         ({"evaluations": {"stage2": {}}}, "rows.base: evaluations.stage2: the run makes one of that name"),
         ({"evaluations": {"s": {"samples": 2}}}, "rows.base: evaluations.s: samples=2 with sampling.temperature=0"),
+        (
+            {"evaluations": {"s": {"first_attempts": "base", "problems": 11}}},
+            "first_attempts are those of the run's own evaluation, which has eval.problems=10 and not 11",
+        ),
+        ({"evaluations": {"s": {"first_attempts": "base", "attempts": 1}}}, "corrects nothing; set attempts to 2"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line_that_names_file_row_and_key(tmp_path, changed, message):
@@ -142,6 +147,34 @@ def test_a_sweep_may_grow_and_may_not_change(tmp_path):
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             directory.check(read_sweep(written(tmp_path, **changed)))
+
+
+FIXED = {"fixed": {"first_attempts": "base"}}
+
+
+def test_an_evaluation_may_be_added_and_needs_no_training(tmp_path):
+    """One run has its run directory still, of another the result alone is left, a third was never made."""
+    before, directory = read_sweep(written(tmp_path)), SweepDirectory(tmp_path / "made")
+    directory.begin(before)
+    sampled = CONTENT["evaluations"]
+    grown = read_sweep(written(tmp_path, evaluations=sampled | FIXED))
+    directory.check(grown)
+    directory.begin(grown)
+    assert [run.evaluations for run in directory.load_runs(["score/seed-0"])] == [grown.runs[1].evaluations]
+    for name in ("score/seed-0", "score/seed-1"):
+        directory.result(name).parent.mkdir(parents=True, exist_ok=True)
+        directory.result(name).write_text(json.dumps({"evaluations": {"sampled": {}}, "seconds": 9.0}))
+    (directory.run("score/seed-0") / "eval").mkdir(parents=True)
+    (directory.run("score/seed-0") / "eval" / "stage2.json").write_text("{}")
+    assert {name: lacks for name, (_, lacks) in directory.trained(grown.runs).items()} == {"score/seed-0": ["fixed"]}
+    assert set(directory.trained(before.runs)) == {"score/seed-0", "score/seed-1"} and not directory.results(grown.runs)
+    lacking = {"score/seed-0": ["fixed"]}
+    seconds = estimate(grown.runs, {"score/seed-0": {"seconds": 9.0}}, None, lacking).seconds
+    # 10 problems with two attempts, at a quarter of what training costs
+    assert seconds["score/seed-0"] == pytest.approx(9 * 0.25 * 10 * 2 / grown.runs[1].weight)
+    assert seconds["score/seed-1"] == 9
+    with pytest.raises(ConfigError, match=r"rows.score.evaluations.fixed.first_attempts: 'base' -> "):
+        directory.check(read_sweep(written(tmp_path, evaluations=sampled | {"fixed": {}})))
 
 
 def test_a_directory_with_something_else_and_one_at_work_are_refused(tmp_path):

@@ -238,6 +238,22 @@ def test_equal_budgets_come_from_the_sampled_evaluation(tmp_path: Path) -> None:
     assert [title for title, _ in grids(found)[-1].rows] == ["score"]
 
 
+def test_corrections_of_fixed_first_attempts_stand_beside_those_of_own_ones(tmp_path: Path) -> None:
+    extra = {"fixed": {"first_attempts": "base", "attempts": 3}}
+    sweep = write_sweep(tmp_path, {"score": {}, "base": {}}, evaluations=extra)
+    fixed: dict[str, Any] = {"first_attempts": "base"}
+    for key, right in (("rate/fix", 30), ("rate/break", 2), ("acc/t2", 80), ("pass/t1@2", 1)):
+        put(fixed, key, wilson(right, 100))
+    write_result(sweep, "score", 0, bits(5, 6, 5, 4), evaluations={"fixed": fixed})
+    write_result(sweep, "base", 0, bits(5, 5, 5, 5))
+    score, base = table_of(sweep).lines
+    assert score.fixed == {"rate/fix": wilson(30, 100), "rate/break": wilson(2, 100), "acc/t2": wilson(80, 100)}
+    assert score.own == {"rate/fix": wilson(6, 10)} and base.fixed == base.own == {}
+    assert score.budget == {}  # votes and averages of somebody else's attempts are no budget of its own
+    [(title, cells)] = grids(table_of(sweep))[-1].rows
+    assert (title, [cell.value for cell in cells]) == ("score", ["60.0", "30.0", "", "2.0", "", "80.0"])
+
+
 def test_a_table_of_some_rows_is_corrected_for_its_own_tests(tmp_path: Path) -> None:
     listed = {"one": {"title": "One", "rows": ["a"]}, "two": {"rows": ["b", "score"]}}
     sweep = write_sweep(tmp_path, {"score": {}, "a": {}, "b": {}}, tables=listed)

@@ -93,9 +93,9 @@ def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
     """Seconds for each unit of a run's weight; None where finished runs tell it."""
     from score_rl.sweeping import threads_of, time_a_weight
 
-    results = directory.results(sweep.runs)
-    trained = [run.name for run in sweep.runs if run.train]
-    if not trained or any(name in results for name in trained):
+    done = directory.trained(sweep.runs)
+    names = [run.name for run in sweep.runs if run.train]
+    if not names or any(name in done for name in names):
         return None
     threads = threads_of(sweep, jobs)
     stored = directory.read_timing()
@@ -108,14 +108,16 @@ def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
 def _print_plan(sweep: Sweep, directory: SweepDirectory, jobs: int, rate: float | None, *, as_json: bool) -> None:
     from score_rl.sweeping import duration, estimate, threads_of
 
-    results = directory.results(sweep.runs)
-    left = [run for run in sweep.runs if run.name not in results]
-    seconds, source = estimate(sweep.runs, results, rate)
+    trained = directory.trained(sweep.runs)
+    lacking = {name: lacks for name, (_, lacks) in trained.items() if lacks}
+    left = [run for run in sweep.runs if run.name not in trained]
+    seconds, source = estimate(sweep.runs, {name: result for name, (result, _) in trained.items()}, rate, lacking)
     told = {
         "sweep": str(directory.path),
         "rows": len(sweep.settings.rows),
         "runs": len(sweep.runs),
-        "done": len(results),
+        "done": len(trained) - len(lacking),
+        "to_evaluate": len(lacking),
         "steps": sum(run.steps for run in left),
         "attempts_sampled": sum(run.attempts for run in left),
         "jobs": jobs,
@@ -127,9 +129,10 @@ def _print_plan(sweep: Sweep, directory: SweepDirectory, jobs: int, rate: float 
     if as_json:
         print(json.dumps(told | {"left": seconds}))
         return
+    more = f"{len(lacking)} to evaluate further; " if lacking else ""
     typer.echo(
-        f"{directory.path}: {len(sweep.runs)} runs of {told['rows']} rows, {len(results)} done; {len(left)} to make: "
-        f"{told['steps']:,} steps, {told['attempts_sampled']:,} attempts sampled in training; "
+        f"{directory.path}: {len(sweep.runs)} runs of {told['rows']} rows, {told['done']} done; {more}"
+        f"{len(left)} to make: {told['steps']:,} steps, {told['attempts_sampled']:,} attempts sampled in training; "
         f"about {duration(sum(seconds.values()) / jobs)} on this machine ({os.cpu_count()} cores, {jobs} at once, "
         f"{told['threads']} threads each), estimated from {source}",
         err=True,

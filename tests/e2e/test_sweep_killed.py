@@ -33,6 +33,8 @@ SWEEP = {
     "tables": {"main": {"rows": ["base", "score"]}},
 }
 
+FIXED = {"fixed": {"first_attempts": "base", "problems": 12}}
+
 
 def start(file: Path, directory: Path) -> subprocess.Popen:
     """In a process group of its own, with the runs that it starts."""
@@ -46,10 +48,11 @@ def lines(run: Path) -> int:
 
 
 def test_a_sweep_killed_anywhere_ends_with_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
-    file = tmp_path / "short.yaml"
+    file, whole = tmp_path / "short.yaml", tmp_path / "whole.yaml"
     file.write_text(json.dumps(SWEEP))  # which is YAML
+    whole.write_text(json.dumps(SWEEP | {"evaluations": SWEEP["evaluations"] | FIXED}))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    process = start(file, undisturbed)
+    process = start(whole, undisturbed)
     _, said = process.communicate()
     assert process.returncode == 0, said
     # Stage I: 6 steps of 4 questions with 2 + 8 attempts; Stage II: 8 + 8, less the 8 that two questions have stored.
@@ -75,9 +78,11 @@ def test_a_sweep_killed_anywhere_ends_with_the_results_of_an_undisturbed_one(tmp
             assert f"0 of 2 runs are done; the same command goes on from here: score sweep {file} -o {killed}" in said
         else:
             assert process.returncode == -number
-    process = start(file, killed)
+    # An evaluation is added at the end, also to the run that has its result.
+    process = start(whole, killed)
     _, said = process.communicate()
     assert process.returncode == 0, said
+    assert "2 runs of 2 rows, 0 done; 1 to evaluate further; 1 to make: 0 steps, 0 attempts" in said
     assert contents(killed) == contents(undisturbed)
     assert not (killed / "failures").exists()
     assert tables(killed) == tables(undisturbed)
