@@ -26,7 +26,7 @@ def render_sweep(path: Path) -> str:
     policy = f"default-src 'none'; style-src {digest_of(css)}; img-src data:; base-uri 'none'; form-action 'none'"
     return str(
         template_of("sweep.html").render(
-            name=sweep.name,
+            title=sweep.name,
             policy=policy,
             css=Markup(css),
             cost=cost(sweep).words,
