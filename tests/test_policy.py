@@ -12,6 +12,7 @@ from tiny import (
     CPU,
     FIRST,
     SECOND,
+    SIZE,
     add_lora,
     gradients,
     inputs,
@@ -116,12 +117,8 @@ def test_a_model_that_caps_its_logits_is_scored_as_it_samples() -> None:
     torch.manual_seed(0)
     config = Gemma2Config(
         vocab_size=64,
-        hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
+        **SIZE,
         initializer_range=0.5,
         final_logit_softcapping=2.0,
     )

@@ -13,6 +13,7 @@ from test_endpoint import GREEDY, says
 from test_endpoint import PROBLEMS as SUMS
 from test_endpoint import player as asking
 from test_rollout import GRADER, ScriptedEngine, plan
+from tiny import SIZE
 from tiny_chat import encode, make_chat
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from wild_chat import make_tokenizer
@@ -53,15 +54,7 @@ def answer_greedily(model: PreTrainedModel, context: list[int], ends: set[int], 
 def test_greedy_self_refine_is_the_conversation_held_by_hand(history: str, seed: int) -> None:
     tokenizer = make_tokenizer("qwen2_5")
     torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-    )
+    config = Qwen2Config(vocab_size=len(tokenizer), intermediate_size=64, initializer_range=0.3, **SIZE)
     model = Qwen2ForCausalLM(config).eval()
     chat = Chat(tokenizer, ChatSettings(instruction="Redo it.", feedback=FEEDBACK, history=history))
     engine = TransformersEngine(model, chat.end_ids, pad_id=0)

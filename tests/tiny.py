@@ -48,6 +48,8 @@ FAMILIES = {
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
 }
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+"""Of every model here, and of those that tests make of other classes."""
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "query_pre_attn_scalar": 8}
 PECULIAR = {
     "mistral": {"sliding_window": 8},
@@ -79,11 +81,7 @@ def make_model(
     options = usual | PECULIAR.get(family, {}) | options
     config = config_class(
         vocab_size=vocabulary,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
+        **SIZE,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         initializer_range=0.3,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tiny import SIZE
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Qwen2Config, Qwen3Config
 from wild_chat import make_tokenizer
 
@@ -25,13 +26,8 @@ from score_rl.settings import load, recipe_names
 from score_rl.train import Trainer
 
 REAL = os.environ.get("SCORE_DATA")
-SIZE = {
-    "hidden_size": 32,
+CONFIG = SIZE | {
     "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
     "bos_token_id": None,
@@ -115,7 +111,7 @@ def make_model(small: Small, folder: Path) -> Path:
     """A directory with a randomly initialised miniature of the recipe's model, its tokenizer and its template."""
     tokenizer = make_tokenizer(small.template)
     torch.manual_seed(0)
-    config = small.family(vocab_size=len(tokenizer), **SIZE)
+    config = small.family(vocab_size=len(tokenizer), **CONFIG)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import SIZE
 
 from score_rl.episodes import Grade, Problem
 from score_rl.evaluation import at_temperature, evaluate
@@ -37,12 +38,8 @@ def random_model(family: str, directory: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_path())
     config = getattr(transformers, f"{family}Config")(
         vocab_size=len(tokenizer),
-        hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
+        **SIZE,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
