@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,14 +20,13 @@ from torch.nn.functional import cross_entropy
 
 from score_rl.checkpoint import checkpoints
 from score_rl.episodes import Attempt, Episode, Grade, Problem
-from score_rl.errors import ConfigError, DataError
+from score_rl.errors import DataError
 from score_rl.interrupts import Interrupted
 from score_rl.objectives import Objective
-from score_rl.planning.costs import Prompts, stage_cost
 from score_rl.rewards import register_reward, rewards
 from score_rl.schedule import learning_rate, make_objective, round_of
 from score_rl.schema import Settings, StageSettings
-from score_rl.settings import load, parse, parse_yaml
+from score_rl.settings import load
 from score_rl.traces import pair_traces, star_traces, to_imitate
 from score_rl.train import Trainer
 from score_rl.update import accumulate
@@ -206,46 +204,6 @@ def test_rounds_share_all_steps_among_them_and_each_has_a_schedule_of_its_own() 
     assert learning_rate(going_on, 6) == learning_rate(sft(lr=0.1, schedule="cosine"), 6) < 0.01
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"alpha": 3.0}, r"alpha=3\.0: kind sft has no use for it; leave it out"),
-        ({"gamma": 0.8}, r"gamma=0\.8: kind sft has no use"),
-        ({"beta1": 0.01}, r"beta1=0\.01: kind sft has no use"),
-        ({"offline_fraction": 0.5}, r"offline_fraction=0\.5: kind sft has no use"),
-        ({"advantage": "rloo"}, r"advantage='rloo': kind sft has no use"),
-        ({"reference": "stage_start"}, r"reference='stage_start': kind sft has no use"),
-        ({"kind": "stage2", "rounds": 3}, r"rounds=3: kind stage2 has no use for it"),
-        ({"kind": "stage1", "keep_correct": True}, r"keep_correct=True: kind stage1 has no use"),
-        ({"rounds": 8}, r"rounds=8 is more than steps=7"),
-        ({"traces": "pairs", "branch": [8], "max_new_tokens": [8]}, r"branch=\[8\] has 1 attempts; a pair has 2"),
-        ({"traces": "pairs", "max_new_tokens": [8, 9]}, r"max_new_tokens=\[8, 9\]: traces=pairs .*one limit"),
-        ({"keep_correct": True, "branch": [8], "max_new_tokens": [8]}, r"keep_correct=true: traces of one attempt"),
-        ({"sampling": {"temperature": 0.0}}, r"sampling\.temperature=0 draws every sample alike"),
-    ],
-)
-def test_what_a_stage_of_traces_cannot_be_is_refused(fields: dict[str, object], message: str) -> None:
-    content = {"name": "test", "stages": [{"kind": "sft", "steps": 7, "branch": [2, 2]} | fields]}
-    with pytest.raises(ConfigError, match=rf"^a\.yaml: stages\.0: .*{message}"):
-        parse(content, "a.yaml")
-
-
-def test_settings_of_traces_are_read_as_they_were_written_and_know_no_reward_of_a_step() -> None:
-    made = Settings(name="test", stages=[sft(rounds=2, credit="all")])
-    assert made.stages[0].length_norm == "token" and made.stages[0].advantage == "none"
-    assert sft().credit == "last" and sft(kind="multi_turn", advantage="none").credit == "all"
-    assert parse(made.model_dump(mode="json"), "dump") == made
-    content = made.model_dump(mode="json") | {"train": {"select": "train_reward"}}
-    with pytest.raises(ConfigError, match=r"train\.select=train_reward: a stage of kind sft samples at the start"):
-        parse(content, "a.yaml")
-
-
-def test_a_step_of_traces_costs_no_reference_in_a_plan() -> None:
-    made = Settings(name="test", stages=[sft(traces="pairs")])
-    cost = stage_cost("sft", made.stages[0], made, Prompts(20.0, 24, 5, "given"))
-    assert (cost.reference_passes, cost.scoring_passes, cost.episodes) == (0, 0, 64 * 2)
-
-
 # ---- A whole stage
 
 SMALL = ["data.options={digits: 4, train: 40, validation: 4, test: 4}", "eval.problems=4", "eval.max_new_tokens=6"]
@@ -391,22 +349,3 @@ def test_a_round_without_traces_says_what_was_sampled_and_what_to_do(tiny_model:
     ):
         Trainer(settings_of(tiny_model, "reward.fn=never", f"stages=[{PAIRS}]"), tmp_path / "pairs").train()
     assert re.search("step-0-000000", str(checkpoints(tmp_path / "run" / "checkpoints")))
-
-
-# ---- The page of baselines
-
-
-def test_every_stage_list_of_the_page_is_one_of_160_steps() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "baselines.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^    .*\n)+", page.partition("## More attempts")[0], re.MULTILINE)
-    found = []
-    for block in blocks:
-        stages = parse_yaml(textwrap.dedent(block), "baselines.md")
-        alone = [stages] if "kind: stage1" in block else [[stage] for stage in stages]
-        found += [parse({"name": "test", "stages": part}, "baselines.md").stages for part in alone]
-    assert len(found) == 9
-    assert {sum(stage.steps for stage in stages) for stages in found} == {160}
-    assert {(stage.problems, stage.episodes // stage.problems, stage.lr) for stages in found for stage in stages} == {
-        (64, 8, 3e-4),
-        (64, 16, 3e-4),
-    }

@@ -70,6 +70,21 @@ def made_up(number: int, first: bool, second: bool, text: str = "is", **meta: ob
     return Episode(problem, tuple(attempts), (0, 0))
 
 
+def run_of(parent: Path, base: list[Episode], last: list[Episode], **more: object) -> Path:
+    """A run that Stage I has left as it was, with more metrics of Stage II if they are given."""
+    run = write_run(parent / "run")
+    write_evaluation_of(run, "base", base)
+    write_evaluation_of(run, "stage1", base)
+    write_evaluation_of(run, "stage2", last, **more)
+    return run
+
+
+def outcomes(kept: int, won: int, lost: int, missed: int) -> list[Episode]:
+    """So many problems: right and right, wrong and right, right and wrong, wrong and wrong."""
+    kinds = [(True, True)] * kept + [(False, True)] * won + [(True, False)] * lost + [(False, False)] * missed
+    return [made_up(number, *kind) for number, kind in enumerate(kinds)]
+
+
 def wild_run(parent: Path) -> Path:
     """A run whose every text is hostile: names, settings, metrics, questions, attempts, answers, notes, tokens."""
     bad = ATTACKS["event handler"]
