@@ -5,7 +5,7 @@
     python scripts/mutants.py --list           names, files and tests
 
 Exit code 1 if a fault survives, if its place in the source is not found exactly once, or if the tests it is left to
-fail without it. The faults are in `mutant_table.py`.
+fail without it. The faults are in `mutants_training.py`, `mutants_sampling.py` and `mutants_runs.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mutant_table import MUTANTS, Mutant
+from mutant_table import Mutant
+from mutants_runs import RUNS
+from mutants_sampling import SAMPLING
+from mutants_training import TRAINING
+
+MUTANTS = [*TRAINING, *SAMPLING, *RUNS]
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("score_rl", "tests", "pyproject.toml")
+COPIED = ("score_rl", "tests", "docs", "pyproject.toml")
 LIMIT_SECONDS = 600
 """A fault that makes the tests run this long is noticed by anyone."""
 

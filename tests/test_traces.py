@@ -122,6 +122,11 @@ def test_a_question_drawn_twice_in_a_row_is_paired_twice() -> None:
     assert pair_traces(made, make_chat(), (0,), keep_correct=False) == []
 
 
+def test_a_question_whose_first_attempt_nobody_could_grade_does_not_join_the_one_before() -> None:
+    made = [*first_attempts("1+1", "w"), *first_attempts("2+2", "?r")[1:]]
+    assert pair_traces(made, make_chat(), (0,), keep_correct=False) == []
+
+
 @pytest.mark.parametrize("history", ["verbatim", "template"])
 def test_a_pair_has_the_context_that_an_episode_would_have_and_the_tokens_that_were_sampled(history: str) -> None:
     chat = make_chat(history=history)
