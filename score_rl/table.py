@@ -20,8 +20,9 @@ LEVEL = 0.05
 COMPARED = ("acc/t2", "delta/t1_t2")
 """What a row is tested for against the reference."""
 
-FIXED = ("rate/fix", "rate/break", "acc/t2")
-"""What is told of corrections of the base model's first attempts."""
+RATES = ("rate/fix", "rate/break")
+FIXED = (*RATES, "acc/t2")
+"""What is told of corrections of the base model's first attempts; of own ones the rates."""
 
 Pick = Callable[[bool, bool], int]
 COUNTED: dict[str, Pick] = {
@@ -78,7 +79,7 @@ class Line(NamedTuple):
         differences: by metric; empty for the reference itself.
         budget: ways to spend two sampled attempts, by metric of that evaluation; empty where it was not made.
         fixed: corrections of the base model's first attempts, by metric; empty where that evaluation was not made.
-        own: the same of the row's own first attempts.
+        own: the rates of the row's own first attempts, beside them.
     """
 
     row: Row
@@ -227,7 +228,7 @@ def _line(row: Row, reference: Row | None) -> Line:
     pairs = [] if reference is None or row is reference else pair(row, reference)
     found = _differences(pairs, row, reference) if reference is not None and pairs else {}
     fixed = _measured([metrics for result in results if (metrics := after_fixed(row, result)) is not None], FIXED)
-    own = _measured([result.final for result in results], FIXED) if fixed else {}
+    own = _measured([result.final for result in results], RATES) if fixed else {}
     return Line(row, row.status, values, len(pairs), found, _measured(sampled, BUDGET), fixed, own)
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from score_rl.compare import p_text
 from score_rl.report.text import percent, visible
 from score_rl.stats import Interval
-from score_rl.table import BUDGET, COMPARED, FIXED, Difference, Line, Table
+from score_rl.table import BUDGET, COMPARED, FIXED, RATES, Difference, Line, Table
 
 SHOWN = {
     "acc/t1": "acc@t1",
@@ -22,7 +22,13 @@ SHOWN = {
     "unchanged/t2": "unchanged",
 }
 SPENT = dict(zip(BUDGET, ("best of 2 (oracle)", "majority of 2", "acc@t2, sampled"), strict=True))
-CORRECTIONS = dict(zip(FIXED, ("fix rate", "break rate", "acc@t2"), strict=True))
+CORRECTIONS = {
+    "fix rate, own t1": ("own", "rate/fix"),
+    "fix rate, base's t1": ("fixed", "rate/fix"),
+    "break rate, own t1": ("own", "rate/break"),
+    "break rate, base's t1": ("fixed", "rate/break"),
+    "acc@t2, base's t1": ("fixed", "acc/t2"),
+}
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
 _LATEX = {
@@ -70,12 +76,12 @@ def grids(table: Table) -> list[Grid]:
         found.append(Grid(f"{table.title}: two sampled attempts a problem", ["", *SPENT.values()], rows))
     corrected = [line for line in table.lines if line.fixed]
     if corrected:
-        heads = ["", *(f"{name}, {whose}" for name in CORRECTIONS.values() for whose in ("own t1", "base's t1"))]
         rows = [
-            (line.row.title, [_cell(side.get(key)) for key in FIXED for side in (line.own, line.fixed)])
+            (line.row.title, [_cell(getattr(line, side).get(key)) for side, key in CORRECTIONS.values()])
             for line in corrected
         ]
-        found.append(Grid(f"{table.title}: corrections of own and of the base model's first attempts", heads, rows))
+        title = f"{table.title}: corrections of own and of the base model's first attempts"
+        found.append(Grid(title, ["", *CORRECTIONS], rows))
     return found
 
 
@@ -207,7 +213,9 @@ def records(table: Table) -> list[dict[str, Any]]:
         for key in BUDGET:
             row |= _flat(f"sampled/{key}", line.budget.get(key))
         for key in FIXED:
-            row |= _flat(f"own/{key}", line.own.get(key)) | _flat(f"fixed/{key}", line.fixed.get(key))
+            row |= _flat(f"fixed/{key}", line.fixed.get(key))
+        for key in RATES:
+            row |= _flat(f"own/{key}", line.own.get(key))
         found.append(row)
     return found
 

@@ -251,7 +251,7 @@ def test_corrections_of_fixed_first_attempts_stand_beside_those_of_own_ones(tmp_
     assert score.own == {"rate/fix": wilson(6, 10)} and base.fixed == base.own == {}
     assert score.budget == {}  # votes and averages of somebody else's attempts are no budget of its own
     [(title, cells)] = grids(table_of(sweep))[-1].rows
-    assert (title, [cell.value for cell in cells]) == ("score", ["60.0", "30.0", "", "2.0", "", "80.0"])
+    assert (title, [cell.value for cell in cells]) == ("score", ["60.0", "30.0", "", "2.0", "80.0"])
 
 
 def test_a_table_of_some_rows_is_corrected_for_its_own_tests(tmp_path: Path) -> None:
