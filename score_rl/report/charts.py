@@ -248,7 +248,7 @@ def intervals(
     """Shares with their intervals, a row for each name: (name, detail, marks), a mark being a style and its ends."""
     step, top = 34.0, 8.0
     bottom = top + step * len(rows)
-    frame = Frame((0.0, 1.0), (0.0, 1.0), left=14, right=WIDTH - 14, top=top, bottom=bottom)
+    frame = Frame((0.0, 1.0), (0.0, 1.0), left=16, right=WIDTH - 20, top=top, bottom=bottom)
     drawn = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         drawn.append(element("path", d=path([(frame.x(share), top), (frame.x(share), bottom)]), class_="grid"))
