@@ -8,6 +8,8 @@ import yaml
 
 from score_rl.metrics import put
 from score_rl.stats import wilson
+from score_rl.table import Table, tables
+from score_rl.table_source import read_sweep
 
 Outcome = tuple[str, str]
 
@@ -51,3 +53,9 @@ def write_sweep(path: Path, rows: dict[str, dict[str, Any]], **more: Any) -> Pat
     content = {"name": "made", "reference": next(iter(rows)), "seeds": [0], "rows": rows} | more
     (path / "sweep.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return path
+
+
+def table_of(path: Path) -> Table:
+    """The one table of a sweep."""
+    [found] = tables(read_sweep(path))
+    return found

@@ -123,6 +123,8 @@ def test_every_child_of_an_attempt_criticises_it_anew() -> None:
         ("3", "d", "7"),
     ]
     assert [call["parents"] for call in engine.calls] == [None, [0, 0, 1, 1], [0, 1, 2, 3]]
+    carried = [f"2{ASK}a{REDO}", f"2{ASK}b{REDO}", f"3{ASK}c{REDO}", f"3{ASK}d{REDO}"]
+    assert engine.calls[2]["contexts"] == [encode(OPENING + text) for text in carried]
 
 
 def test_the_room_that_an_episode_needs_counts_critiques() -> None:

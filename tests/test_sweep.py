@@ -23,7 +23,7 @@ CONTENT: dict[str, Any] = {
     "evaluations": {"sampled": {"samples": 8, "temperature": 0.7, "problems": 5}},
     "rows": {
         "base": {"train": False, "seeds": [7]},
-        "score": {"title": "SCoRe", "overrides": ["stages.1.alpha=3"]},
+        "score": {"title": "SCoRe", "overrides": ["stages.1.alpha=3", "stages.0.problems=5"]},
         "single": {"stages": [SINGLE], "evaluations": {"ten": {"attempts": 10}}},
     },
     "tables": {"all": {"rows": ["single", "score"]}},
@@ -42,7 +42,9 @@ def test_rows_times_seeds_seed_by_seed_with_stages_then_overrides(tmp_path):
         "base/seed-7", "score/seed-0", "single/seed-0", "score/seed-1", "single/seed-1"
     ]  # fmt: skip
     _, score, single, second, _ = sweep.runs
-    assert second.settings == load("arithmetic", [*CONTENT["overrides"], "stages.1.alpha=3", "seed=1"])
+    assert second.settings == load(
+        "arithmetic", ["stages.0.problems=5", "eval.problems=10", "stages.1.alpha=3", "seed=1"]
+    )
     assert [stage.kind for stage in single.settings.stages] == ["single_turn"]
     sampled = score.evaluations["sampled"]
     assert (sampled.samples, sampled.sampling.temperature, sampled.problems, sampled.max_new_tokens) == (8, 0.7, 5, 12)
@@ -232,6 +234,7 @@ def test_a_result_says_what_the_run_directory_has(tiny_run, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(tiny_run, path)
     shutil.copy(path / "eval" / "base.json", path / "eval" / "ten.json")
+    (path / "eval" / "base.jsonl").unlink()  # outcomes and edits are of the last model's episodes
     run = Run("score", 0, settings, {"ten": EvalSettings()}, True)
     result = make_result(run, path, 12.5, 1)
     stored = len((path / "offline" / "stage1.jsonl").read_text().splitlines())
