@@ -33,14 +33,12 @@ ROLLOUT = [
         "test_chat_settings test_selective test_self_refine",
         ("instruction: always the first", '"little") % len(self.instructions)', '"little") % 1'),
         ("keep: a marker in thoughts", 'text.rpartition("</think>")[2].strip()', "text.strip()"),
-        ("keep: a marker anywhere", ".startswith(self.keep.strip())", ".count(self.keep.strip()) > 0"),
         (
             "keep: the marker in place of the answer",
             "[n for n in numbers if not self.keeps(n, attempts[n - 1].text)][-self",
             "numbers[-self",
         ),
         ("critiques: of the attempt before", "else attempts[number].critique", "else attempts[number - 1].critique"),
-        ("critiques: asked for in other words", "asked if self.feedback is None else len(self.instructions)", "asked"),
     ),
     *faults(
         "episodes.py",
