@@ -154,7 +154,7 @@ TABLES = [
         ("paper: its accuracy for its delta", "(t2 - t1) - (r2 - r1)", "t2 - r2"),
         ("problems: the reference's are not looked at", "[*rows, *([] if reference is None else [reference])]", "rows"),
         ("over seeds: the spread of one run", "for seed in seeds) / sqrt(len(seeds))", "for seed in seeds)"),
-        ("samples: each a problem of its own", "if any(len(samples) > 1 for samples in only):", "if False:"),
+        ("tables: samples counted as if each were alone", "if any(len(samples) > 1 for samples in only):", "if False:"),
         ("budget: of somebody else's first attempts", 'if "first_attempts" not in metrics]', "]"),
     ),
     *faults(
