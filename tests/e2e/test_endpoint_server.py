@@ -31,12 +31,9 @@ class Server:
     """`transformers serve` with the embedded policy, on one port for all its lives."""
 
     def __init__(self) -> None:
-        # Bound for as long as this object lives, so that nobody, not even a client that asks for the server while it is
-        # down, is given the port; a server may bind it too, as both allow that and only one listens.
-        self._held = socket.socket()
-        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._held.bind(("127.0.0.1", 0))
-        self.port = self._held.getsockname()[1]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
         self.process: subprocess.Popen[str] | None = None
         self.lives = 0
         self.after: tuple[int, Callable[[], None]] | None = None
@@ -107,7 +104,6 @@ class Server:
         with self._lock:
             self._closed = True
             self.kill()
-        self._held.close()
 
 
 class Result(NamedTuple):
