@@ -88,10 +88,11 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL, and comes back when it is gone."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+        # Forgotten first: a client that sees it gone may start the next one before this thread has waited.
+        process, self.process = self.process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def restart(self) -> None:
         with self._lock:
