@@ -175,7 +175,7 @@ def _corrections(sweep: Sweep) -> list[Chart]:
     """A panel for the rows with an evaluation that goes on from the base model's first attempts."""
     rows = []
     for row in sweep.rows.values():
-        seeds = [m for result in row.results.values() if (m := after_fixed(row, result)) is not None]
+        seeds = after_fixed(row)
         marks = measured(seeds, "rate/fix"), measured([result.final for result in row.results.values()], "rate/fix")
         if marks[0]:
             rows.append((row.title, f"{len(seeds)} seed{'s' * (len(seeds) > 1)}", [("t1", marks[0]), ("t2", marks[1])]))

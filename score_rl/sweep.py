@@ -219,6 +219,18 @@ def _short(run: Run) -> Run:
     return replace(run, settings=parse(content, f"--smoke: {run.row}"), evaluations=evaluations)
 
 
+class Trained(NamedTuple):
+    """The runs of a sweep that need no training any more.
+
+    Attributes:
+        results: by run.
+        lacking: evaluations that some of them still need, by run.
+    """
+
+    results: dict[str, dict[str, Any]]
+    lacking: dict[str, list[str]]
+
+
 class SweepDirectory:
     """The files of a sweep: `sweep.yaml`, `runs.json` (what each row's runs are made of), and a file of each run."""
 
@@ -246,20 +258,23 @@ class SweepDirectory:
 
     def results(self, runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
         """Results by run, of those of `runs` that are done: trained, and evaluated in every way that is asked for."""
-        return {name: result for name, (result, lacks) in self.trained(runs).items() if not lacks}
+        results, lacking = self.trained(runs)
+        return {name: result for name, result in results.items() if name not in lacking}
 
-    def read_result(self, name: str) -> dict[str, Any] | None:
-        """A run's result, also one that an evaluation has been added to since; None if there is none."""
+    def _read_result(self, name: str) -> dict[str, Any] | None:
         file = self.result(name)
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
-    def trained(self, runs: Sequence[Run]) -> dict[str, tuple[dict[str, Any], list[str]]]:
-        """Results by run, of those that need no training any more, with the evaluations that each still lacks."""
-        found = {}
+    def trained(self, runs: Sequence[Run]) -> Trained:
+        """Those of `runs` that have a result, unless an evaluation was added since and their directory is gone."""
+        found = Trained({}, {})
         for run in runs:
-            result, last = self.read_result(run.name), self.run(run.name) / "eval" / f"{run.labels[-1]}.json"
-            if result is not None and (last.is_file() or not missing(run, result)):
-                found[run.name] = (result, missing(run, result))
+            result, last = self._read_result(run.name), self.run(run.name) / "eval" / f"{run.labels[-1]}.json"
+            lacks = [] if result is None else [name for name in run.evaluations if name not in result["evaluations"]]
+            if result is not None and (last.is_file() or not lacks):
+                found.results[run.name] = result
+                if lacks:
+                    found.lacking[run.name] = lacks
         return found
 
     def check(self, sweep: Sweep) -> None:
@@ -336,11 +351,6 @@ class SweepDirectory:
             except OSError as error:
                 raise ConfigError(f"{self.path}: another `score sweep` is at work on it; wait, or stop it") from error
             yield
-
-
-def missing(run: Run, result: dict[str, Any]) -> list[str]:
-    """Evaluations that a run's result lacks."""
-    return [name for name in run.evaluations if name not in result["evaluations"]]
 
 
 def _contents(sweep: Sweep) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def make_run(run: Run, directory: SweepDirectory, threads: int, screen: Screen) 
     """
     path = directory.run(run.name)
     # An evaluation that is added later makes a run no other; it stays of the machine that it was trained on.
-    old, _ = directory.trained([run]).get(run.name, (None, None))
+    old = directory.trained([run]).results.get(run.name)
     begun, before = time.monotonic(), _step_seconds(path) if old is None else old["seconds"]
     if run.train:
         Trainer(run.settings, path, screen=screen).train()

@@ -225,9 +225,7 @@ class _Making:
     def __init__(self, sweep: Sweep, directory: SweepDirectory, jobs: int, timed: float | None, console: Console):
         self.sweep, self.directory, self.jobs, self.timed = sweep, directory, jobs, timed
         self.threads = threads_of(sweep, jobs)
-        trained = directory.trained(sweep.runs)
-        self.results = {name: result for name, (result, _) in trained.items()}
-        self.lacking = {name: lacks for name, (_, lacks) in trained.items() if lacks}
+        self.results, self.lacking = directory.trained(sweep.runs)
         self.board = Board(console, len(sweep.runs), self._done)
         self.workers: list[Worker] = []
         self.failed: list[str] = []

@@ -227,7 +227,7 @@ def _line(row: Row, reference: Row | None) -> Line:
     sampled = [found for result in results if (found := evaluation(row, result, BUDGET[0])) is not None]
     pairs = [] if reference is None or row is reference else pair(row, reference)
     found = _differences(pairs, row, reference) if reference is not None and pairs else {}
-    fixed = _measured([metrics for result in results if (metrics := after_fixed(row, result)) is not None], FIXED)
+    fixed = _measured(after_fixed(row), FIXED)
     own = _measured([result.final for result in results], RATES) if fixed else {}
     return Line(row, row.status, values, len(pairs), found, _measured(sampled, BUDGET), fixed, own)
 
@@ -299,9 +299,10 @@ def evaluation(row: Row, result: Result, key: str) -> Metrics | None:
     return next((metrics for metrics in [*added, result.final] if key in metrics), None)
 
 
-def after_fixed(row: Row, result: Result) -> Metrics | None:
-    """The evaluation of a run's last model that goes on from the base model's first attempts."""
-    return next((metrics for metrics in _added(row, result) if "first_attempts" in metrics), None)
+def after_fixed(row: Row) -> list[Metrics]:
+    """Of each run that has it, the evaluation that goes on from the base model's first attempts."""
+    found = [next((m for m in _added(row, result) if "first_attempts" in m), None) for result in row.results.values()]
+    return [metrics for metrics in found if metrics is not None]
 
 
 def _added(row: Row, result: Result) -> list[Metrics]:

@@ -90,10 +90,10 @@ SWEEPS = [
         ("budget: stored attempts counted", " - stage.offline_problems * stage.branch[0]", ""),
         (
             "done: with evaluations to come",
-            "for name, (result, lacks) in self.trained(runs).items() if not lacks}",
-            "for name, (result, _) in self.trained(runs).items()}",
+            "for name, result in results.items() if name not in lacking}",
+            "for name, result in results.items()}",
         ),
-        ("done: though its model is gone", "and (last.is_file() or not missing(run, result))", ""),
+        ("done: though its model is gone", "and (last.is_file() or not lacks)", ""),
         ("going on: with a seed less", 'if seed not in after["seeds"]]', "if False]"),
         ("lock: shared", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),
     ),

@@ -62,6 +62,14 @@ class Terminal(NamedTuple):
     def write(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def interrupt(self) -> None:
+        """Ctrl-C until it has ended."""
+        # One that comes in the instant before Python waits for a line is heard behind that line only, so there are more.
+        while self.process.poll() is None:
+            self.write("\x03")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+
     def end(self) -> tuple[int, str]:
         """Exit code and the rest of the output."""
         while self._more():
@@ -106,11 +114,7 @@ def test_a_conversation_loads_once_goes_on_behind_errors_and_ends_with_an_empty_
 def test_ctrl_c_at_the_prompt_ends_without_a_traceback(terminal):
     session = terminal("solve", "embedded")
     session.read_until("question: ")
-    # One that comes in the instant before Python waits for a line is heard behind that line only, so there are more.
-    while session.process.poll() is None:
-        session.write("\x03")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            session.process.wait(10)
+    session.interrupt()
     code, rest = session.end()
     assert code == 130
     assert rest.rstrip().endswith("interrupted") and "Traceback" not in rest
@@ -129,11 +133,7 @@ def test_tokens_are_shown_while_they_come_and_the_drawing_gives_way_to_the_resul
 def test_ctrl_c_in_the_middle_ends_without_a_traceback_and_gives_the_cursor_back(terminal):
     session = terminal("solve", "embedded", EASY, "--attempts", "5000", columns=100)
     session.read_until(r"\d{10}")
-    # One that comes in the instant before Python waits for a line is heard behind that line only, so there are more.
-    while session.process.poll() is None:
-        session.write("\x03")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            session.process.wait(10)
+    session.interrupt()
     code, rest = session.end()
     assert code == 130
     assert rest.rstrip().endswith("interrupted")

@@ -168,9 +168,11 @@ def test_an_evaluation_may_be_added_and_needs_no_training(tmp_path):
         directory.result(name).write_text(json.dumps({"evaluations": {"sampled": {}}, "seconds": 9.0}))
     (directory.run("score/seed-0") / "eval").mkdir(parents=True)
     (directory.run("score/seed-0") / "eval" / "stage2.json").write_text("{}")
-    assert {name: lacks for name, (_, lacks) in directory.trained(grown.runs).items()} == {"score/seed-0": ["fixed"]}
-    assert set(directory.trained(before.runs)) == {"score/seed-0", "score/seed-1"} and not directory.results(grown.runs)
     lacking = {"score/seed-0": ["fixed"]}
+    assert directory.trained(grown.runs).lacking == lacking
+    assert set(directory.trained(grown.runs).results) == {"score/seed-0"} and not directory.results(grown.runs)
+    assert set(directory.trained(before.runs).results) == {"score/seed-0", "score/seed-1"}
+    assert directory.trained(before.runs).lacking == {}
     seconds = estimate(grown.runs, {"score/seed-0": {"seconds": 9.0}}, None, lacking).seconds
     # 10 problems with two attempts, at a quarter of what training costs
     assert seconds["score/seed-0"] == pytest.approx(9 * 0.25 * 10 * 2 / grown.runs[1].weight)

@@ -93,7 +93,7 @@ def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
     """Seconds for each unit of a run's weight; None where finished runs tell it."""
     from score_rl.sweeping import threads_of, time_a_weight
 
-    done = directory.trained(sweep.runs)
+    done, _ = directory.trained(sweep.runs)
     names = [run.name for run in sweep.runs if run.train]
     if not names or any(name in done for name in names):
         return None
@@ -108,15 +108,14 @@ def _timed(sweep: Sweep, directory: SweepDirectory, jobs: int) -> float | None:
 def _print_plan(sweep: Sweep, directory: SweepDirectory, jobs: int, rate: float | None, *, as_json: bool) -> None:
     from score_rl.sweeping import duration, estimate, threads_of
 
-    trained = directory.trained(sweep.runs)
-    lacking = {name: lacks for name, (_, lacks) in trained.items() if lacks}
-    left = [run for run in sweep.runs if run.name not in trained]
-    seconds, source = estimate(sweep.runs, {name: result for name, (result, _) in trained.items()}, rate, lacking)
+    results, lacking = directory.trained(sweep.runs)
+    left = [run for run in sweep.runs if run.name not in results]
+    seconds, source = estimate(sweep.runs, results, rate, lacking)
     told = {
         "sweep": str(directory.path),
         "rows": len(sweep.settings.rows),
         "runs": len(sweep.runs),
-        "done": len(trained) - len(lacking),
+        "done": len(results) - len(lacking),
         "to_evaluate": len(lacking),
         "steps": sum(run.steps for run in left),
         "attempts_sampled": sum(run.attempts for run in left),
