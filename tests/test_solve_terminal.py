@@ -64,7 +64,7 @@ class Terminal(NamedTuple):
 
     def interrupt(self) -> None:
         """Ctrl-C until it has ended."""
-        # One that comes in the instant before Python waits for a line is heard behind that line only, so there are more.
+        # One in the instant before Python waits for a line is heard behind that line only, so there are more.
         while self.process.poll() is None:
             self.write("\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):
